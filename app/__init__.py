@@ -1,0 +1,1 @@
+"""Predictive Propositions Service: which propositions should this user see here and now?"""

@@ -1,0 +1,42 @@
+"""The context of a request or an event, and the keys under which entities meet.
+
+A key that crosses two entities joins their ids with the ASCII unit separator. Ids must not hold
+control characters, so two different pairs never share a key.
+"""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, tzinfo
+
+KEY_SEPARATOR = "\x1f"
+
+DAYPARTS = ("night", "morning", "afternoon", "evening")
+WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def is_valid_id(value: str) -> bool:
+    """True for 1 to 200 printable characters that do not begin or end with a space."""
+    return 0 < len(value) <= 200 and value.isprintable() and value == value.strip()
+
+
+def crossed_key(left: str, right: str) -> str:
+    return f"{left}{KEY_SEPARATOR}{right}"
+
+
+def daypart(local_time: datetime) -> str:
+    """Quarter of the day, from six hours of the clock: night 0-5, morning 6-11, afternoon, evening."""
+    return DAYPARTS[local_time.hour // 6]
+
+
+def complete_context(context: Mapping[str, str], at: datetime, timezone: tzinfo) -> dict[str, str]:
+    """The context with `daypart` and `weekday` of `at` filled in where the sender left them out."""
+    local_time = at.astimezone(timezone)
+    return {"daypart": daypart(local_time), "weekday": WEEKDAYS[local_time.weekday()], **context}
+
+
+def context_key(context: Mapping[str, str], fields: Sequence[str]) -> str:
+    """One key per combination of the configured fields, in their order; absent fields are left out.
+
+    >>> context_key({"page": "home", "weekday": "fri", "ab": "7"}, ["page", "device", "weekday"])
+    'page=home\\x1fweekday=fri'
+    """
+    return KEY_SEPARATOR.join(f"{field}={context[field]}" for field in fields if field in context)

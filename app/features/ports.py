@@ -1,0 +1,42 @@
+"""What ranking needs from the outside: a model, and the online rows to feed it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+import numpy as np
+
+from app.domain.types import FeatureState
+from app.features.assembly import MatrixSpec
+from app.features.rows import Rows
+from app.features.schema import ViewSchema
+
+
+class Model(Protocol):
+    """A trained ranker with everything needed to feed it."""
+
+    version: str
+    spec: MatrixSpec
+
+    def score(self, matrix: np.ndarray) -> np.ndarray:
+        """Scores, float (n,), for a float32 matrix (n, columns of `spec`). Higher is better."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineRows:
+    """Rows of one view as read online, and the state of each: fresh, stale or missing."""
+
+    rows: Rows
+    states: Sequence[FeatureState]
+
+
+class OnlineReader(Protocol):
+    def read(
+        self, keys: Mapping[ViewSchema, Sequence[str]], half_life_count: int, now: datetime
+    ) -> Mapping[str, OnlineRows]:
+        """The rows of the views by name, one per key; a stale row reads as no row.
+
+        Raises:
+            FeaturesUnavailable: the online store did not answer in time.
+        """

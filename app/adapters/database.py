@@ -1,0 +1,102 @@
+"""Connections to PostgreSQL: a bounded pool, a deadline on everything, domain errors."""
+
+import select
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg2
+import psycopg2.extensions
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from app.domain.errors import StoreUnavailable
+
+
+class Database:
+    """PostgreSQL through psycopg2.
+
+    Args:
+        url: postgresql://user:password@host:port/name, with libpq's query parameters.
+        pool_size: most connections at once; further callers wait for `connect_timeout_s`.
+        statement_timeout_ms: the server cancels longer statements.
+    """
+
+    def __init__(self, url: str, pool_size: int, connect_timeout_s: int, statement_timeout_ms: int) -> None:
+        self._engine: Engine = create_engine(
+            make_url(url.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql+psycopg2"),
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=connect_timeout_s,
+            pool_pre_ping=True,
+            connect_args={
+                "connect_timeout": connect_timeout_s,
+                "options": f"-c statement_timeout={statement_timeout_ms} -c timezone=UTC",
+                "application_name": "propositions",
+                "keepalives_idle": 10,
+                "keepalives_interval": 5,
+                "keepalives_count": 3,
+            },
+        )
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A connection whose work is committed at the end of the block, or undone on any error.
+
+        Raises:
+            StoreUnavailable: PostgreSQL is down or too slow; nothing was committed, or it is unknown.
+        """
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+            raise StoreUnavailable(f"PostgreSQL did not answer: {_first_line(error)}") from error
+        except DBAPIError as error:
+            if error.connection_invalidated or isinstance(error.orig, psycopg2.extensions.QueryCanceledError):
+                raise StoreUnavailable(f"PostgreSQL did not answer: {_first_line(error)}") from error
+            raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Connection]:
+        """Like `transaction`, but all reads of the block see the same moment."""
+        with self.transaction() as connection:
+            connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield connection
+
+    @contextmanager
+    def session(self) -> Iterator[Connection]:
+        """A connection outside transactions, for locks that last as long as the block."""
+        try:
+            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                yield connection
+        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
+            raise StoreUnavailable(f"PostgreSQL did not answer: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+
+def _first_line(error: Exception) -> str:
+    return str(getattr(error, "orig", None) or error).strip().split("\n", 1)[0]
+
+
+def wait_cooperatively(timeout_s: float) -> None:
+    """Makes psycopg2 wait through `select`, which gevent's patch turns into a switch to other requests.
+
+    Also the only deadline that holds against a server which accepts and then never replies. Not for
+    processes that use COPY, which psycopg2 does not support with a wait callback.
+    """
+
+    def wait(connection) -> None:
+        while True:
+            state = connection.poll()
+            if state == psycopg2.extensions.POLL_OK:
+                return
+            reading = [connection] if state == psycopg2.extensions.POLL_READ else []
+            writing = [connection] if state == psycopg2.extensions.POLL_WRITE else []
+            if not any(select.select(reading, writing, [], timeout_s)):
+                connection.close()
+                raise psycopg2.OperationalError(f"no reply within {timeout_s:g} s")
+
+    psycopg2.extensions.set_wait_callback(wait)

@@ -1,0 +1,137 @@
+"""Models on disk: one immutable folder per version, and a pointer to the one that serves."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xgboost
+
+from app.domain.errors import ModelRefused
+from app.features.assembly import MatrixSpec
+from app.features.schema import FeatureSchema
+
+MANIFEST = "manifest.json"
+RANKER = "ranker.ubj"
+_POINTER = "active.json"
+
+
+@dataclass(frozen=True)
+class XGBoostModel:
+    """Implements `Model`: a gradient-boosted ranker, single-threaded, for one process."""
+
+    version: str
+    spec: MatrixSpec
+    booster: xgboost.Booster
+
+    def score(self, matrix: np.ndarray) -> np.ndarray:
+        return self.booster.inplace_predict(matrix)
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveVersion:
+    version: str
+    previous: str | None
+
+
+class ModelStore:
+    """Folders `<root>/<version>/` with a manifest that names every file's SHA-256."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def folder(self, version: str) -> Path:
+        return self._root / version
+
+    def versions(self) -> list[str]:
+        """Complete versions, oldest first: names begin with the time of training."""
+        return sorted(path.parent.name for path in self._root.glob(f"*/{MANIFEST}"))
+
+    def manifest(self, version: str) -> dict[str, Any]:
+        try:
+            return json.loads((self.folder(version) / MANIFEST).read_text())
+        except (OSError, ValueError) as error:
+            raise ModelRefused(
+                f"model {version} has no readable manifest in {self.folder(version)}"
+            ) from error
+
+    def write(self, version: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
+        """Stores a version. The folder appears at once and complete.
+
+        Raises:
+            FileExistsError: versions are immutable.
+        """
+        if self.folder(version).exists():
+            raise FileExistsError(f"model {version} exists")
+        draft = self._root / f".{version}.{os.getpid()}"
+        draft.mkdir(parents=True)
+        for name, content in files.items():
+            (draft / name).write_bytes(content)
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        (draft / MANIFEST).write_text(json.dumps({**manifest, "files_sha256": hashes}, indent=2))
+        draft.rename(self.folder(version))
+
+    def load(self, version: str, schema: FeatureSchema) -> XGBoostModel:
+        """The model of a version, ready to score rows of `schema`.
+
+        Raises:
+            ModelRefused: a file is missing or changed, or the model reads other features.
+        """
+        manifest = self.manifest(version)
+        spec = MatrixSpec.from_json(manifest["matrix"])
+        if spec.schema.hash() != schema.hash():
+            raise ModelRefused(
+                f"model {version} was trained for feature schema {spec.schema.hash()[:12]}, the feature repo "
+                f"declares {schema.hash()[:12]}: train again"
+            )
+        content = self._verified(version, RANKER, manifest)
+        try:
+            booster = xgboost.Booster({"nthread": 1})
+            booster.load_model(bytearray(content))
+        except xgboost.core.XGBoostError as error:
+            raise ModelRefused(f"model {version} cannot be read by XGBoost") from error
+        if tuple(booster.feature_names or ()) != spec.columns:
+            raise ModelRefused(f"model {version} names other columns than its manifest")
+        booster.feature_names = None  # checked once; not again on every prediction
+        return XGBoostModel(version, spec, booster)
+
+    def _verified(self, version: str, name: str, manifest: Mapping[str, Any]) -> bytes:
+        try:
+            content = (self.folder(version) / name).read_bytes()
+        except OSError as error:
+            raise ModelRefused(f"model {version} lacks its file {name}") from error
+        if hashlib.sha256(content).hexdigest() != manifest["files_sha256"].get(name):
+            raise ModelRefused(f"model {version}: {name} is not the file that was trained (SHA-256 differs)")
+        return content
+
+    def active(self) -> ActiveVersion | None:
+        pointer = self._root / _POINTER
+        if not pointer.exists():
+            return None
+        return ActiveVersion(**json.loads(pointer.read_text()))
+
+    def activate(self, version: str) -> None:
+        """Points at a version, in one step; what was active becomes the previous one."""
+        self.manifest(version)
+        current = self.active()
+        if current is not None and current.version == version:
+            return
+        draft = self._root / f".{_POINTER}.{os.getpid()}"
+        draft.write_text(json.dumps({"version": version, "previous": current and current.version}))
+        draft.replace(self._root / _POINTER)
+
+    def roll_back(self) -> ActiveVersion:
+        """Makes the previous version active again and returns it.
+
+        Raises:
+            ModelRefused: there is no previous version.
+        """
+        current = self.active()
+        if current is None or current.previous is None:
+            raise ModelRefused("there is no earlier model to roll back to")
+        self.activate(current.previous)
+        return self.active()

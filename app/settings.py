@@ -1,0 +1,311 @@
+"""Every setting, once: name, type, unit, default and help. Read from the environment and `.env`."""
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from app.domain.errors import ConfigurationError
+
+CommaSeparated = NoDecode
+
+
+class DefaultProposition(BaseModel):
+    """One entry of the static default slate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    proposition_id: str = Field(min_length=1, max_length=200)
+    title: str
+    category: str | None = None
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", frozen=True)
+
+    database_url: SecretStr | None = Field(
+        None,
+        description="PostgreSQL to use, as postgresql://user:password@host:port/name?sslmode=require. "
+        "Unset: the embedded server that `propositions up` starts.",
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Redis-protocol server to use, as redis://[:password@]host:port/db or rediss://. "
+        "Unset: the embedded server that `propositions up` starts.",
+    )
+    data_dir: Path = Field(
+        Path(".propositions"),
+        description="Folder for the embedded servers, models, snapshots and metrics of this machine.",
+    )
+    feature_repo_dir: Path | None = Field(
+        None, description="Folder of the Feast feature repo. Unset: the one that is installed."
+    )
+
+    database_pool_size: int = Field(5, ge=1, le=100, description="Connections to PostgreSQL per process.")
+    database_connect_timeout_s: int = Field(
+        2, ge=1, le=60, description="Seconds to wait for a new PostgreSQL connection, or for a free one."
+    )
+    database_timeout_ms: int = Field(
+        2_000,
+        ge=50,
+        le=600_000,
+        description="Milliseconds that one PostgreSQL statement of the service may take.",
+    )
+    database_batch_timeout_ms: int = Field(
+        600_000,
+        ge=1_000,
+        description="Milliseconds that one PostgreSQL statement of an import, replay or training may take.",
+    )
+    migration_lock_timeout_ms: int = Field(
+        5_000, ge=100, description="Milliseconds that a migration waits for a table lock before it gives up."
+    )
+    migration_timeout_ms: int = Field(
+        60_000, ge=1_000, description="Milliseconds that one statement of a migration may take."
+    )
+    redis_timeout_ms: int = Field(
+        50,
+        ge=1,
+        le=10_000,
+        description="Milliseconds that a request waits for Redis before it ranks without it.",
+    )
+    redis_batch_timeout_ms: int = Field(
+        10_000,
+        ge=100,
+        description="Milliseconds that a bulk write to Redis (projection, materialization) may stall.",
+    )
+
+    half_lives_s: Annotated[tuple[float, ...], CommaSeparated] = Field(
+        (3_600.0, 86_400.0, 604_800.0, 2_592_000.0),
+        description="Half-lives of the decayed counters in seconds, ascending, comma-separated. "
+        "After a change run `propositions rebuild-features` and train again.",
+    )
+    context_fields: Annotated[tuple[str, ...], CommaSeparated] = Field(
+        ("page", "device", "daypart", "weekday"),
+        description="Fields of a context that tell contexts apart, comma-separated. "
+        "After a change train again.",
+    )
+    timezone: str = Field("UTC", description="Time zone of the dayparts and weekdays, as an IANA name.")
+    max_future_s: int = Field(
+        300, ge=0, description="Seconds that an event's timestamp may lie ahead of this machine's clock."
+    )
+
+    host: str = Field("127.0.0.1", description="Address that the service listens on.")
+    port: int = Field(8080, ge=1, le=65_535, description="Port that the service listens on.")
+    web_workers: int = Field(2, ge=1, le=64, description="gunicorn worker processes.")
+    web_connections: int = Field(1_000, ge=1, description="Concurrent connections per worker.")
+    max_body_bytes: int = Field(1_048_576, ge=1_024, description="Largest request body in bytes.")
+    max_batch_events: int = Field(1_000, ge=1, le=100_000, description="Most events in one request.")
+    max_limit: int = Field(100, ge=1, le=1_000, description="Longest slate that a request may ask for.")
+    retry_after_s: int = Field(5, ge=1, description="Seconds named in `Retry-After` when a store is down.")
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."
+    )
+
+    candidate_budget: int = Field(
+        2_000,
+        ge=1,
+        description="Most propositions that the model scores per request; the rules choose which.",
+    )
+    rules_weight_frequency: float = Field(1.0, ge=0, description="Rules: weight of the smoothed click rate.")
+    rules_weight_recency: float = Field(
+        0.1, ge=0, description="Rules: weight of how lately anything happened."
+    )
+    rules_weight_context: float = Field(
+        1.0, ge=0, description="Rules: weight of the click rate in this context."
+    )
+    rules_recency_half_life_s: float = Field(
+        86_400.0, gt=0, description="Rules: half-life of recency in seconds."
+    )
+    default_slate: tuple[DefaultProposition, ...] = Field(
+        (DefaultProposition(proposition_id="explore", title="See what is new"),),
+        min_length=1,
+        description="Propositions to show when there is nothing else, best first, as a JSON list of "
+        '{"proposition_id", "title", "category"}.',
+    )
+
+    snapshot_refresh_s: float = Field(
+        1.0, gt=0, description="Seconds between looks for changed propositions, features and models."
+    )
+    snapshot_save_s: float = Field(30.0, gt=0, description="Seconds between copies of the snapshot to disk.")
+    decision_queue_size: int = Field(
+        10_000,
+        ge=1,
+        description="Decisions that may wait to be logged; further ones are dropped and counted.",
+    )
+    project_poll_s: float = Field(
+        0.2, gt=0, description="Seconds between looks for new events when following."
+    )
+    project_batch_events: int = Field(5_000, ge=1, description="Events that the projector folds per commit.")
+
+    @field_validator("half_lives_s", "context_fields", mode="before")
+    @classmethod
+    def _split_commas(cls, value: Any) -> Any:
+        return (
+            [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        )
+
+    @field_validator("half_lives_s")
+    @classmethod
+    def _half_lives_ascend(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value or value[0] <= 0 or list(value) != sorted(set(value)):
+            raise ValueError("give positive seconds in ascending order, for example 3600,86400")
+        return value
+
+    @field_validator("context_fields")
+    @classmethod
+    def _context_fields_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(name.isidentifier() for name in value):
+            raise ValueError("give one or more names of letters, digits and underscores")
+        return value
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone_exists(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError) as error:
+            raise ValueError("give an IANA name such as Europe/Berlin") from error
+        return value
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_postgres(cls, value: SecretStr | None) -> SecretStr | None:
+        return _require_scheme(value, ("postgresql://", "postgres://"))
+
+    @field_validator("redis_url")
+    @classmethod
+    def _is_redis(cls, value: SecretStr | None) -> SecretStr | None:
+        return _require_scheme(value, ("redis://", "rediss://"))
+
+    @property
+    def embedded_dir(self) -> Path:
+        return self.data_dir / "embedded"
+
+    @property
+    def model_dir(self) -> Path:
+        return self.data_dir / "models"
+
+    @property
+    def snapshot_dir(self) -> Path:
+        return self.data_dir / "snapshot"
+
+    @property
+    def metrics_dir(self) -> Path:
+        return self.data_dir / "metrics"
+
+    @property
+    def feature_repo(self) -> Path:
+        if self.feature_repo_dir is not None:
+            return self.feature_repo_dir
+        (installed,) = find_spec("feature_repo").submodule_search_locations
+        return Path(installed)
+
+    @property
+    def max_future(self) -> timedelta:
+        return timedelta(seconds=self.max_future_s)
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
+
+    @property
+    def postgres_url(self) -> str:
+        """The address of PostgreSQL with its password.
+
+        Raises:
+            ConfigurationError: neither `DATABASE_URL` nor embedded servers are there.
+        """
+        return self._address("database_url")
+
+    @property
+    def redis_address(self) -> str:
+        """The address of Redis with its password.
+
+        Raises:
+            ConfigurationError: neither `REDIS_URL` nor embedded servers are there.
+        """
+        return self._address("redis_url")
+
+    def _address(self, name: str) -> str:
+        secret: SecretStr | None = getattr(self, name)
+        if secret is None:
+            raise ConfigurationError(
+                f"{name.upper()} is not set and no embedded servers were started in {self.data_dir}: "
+                f"run `propositions up`, or set {name.upper()}"
+            )
+        return secret.get_secret_value()
+
+
+def _require_scheme(value: SecretStr | None, schemes: tuple[str, ...]) -> SecretStr | None:
+    if value is not None and not value.get_secret_value().startswith(schemes):
+        raise ValueError(f"must start with {' or '.join(schemes)}")
+    return value
+
+
+def load_settings() -> Settings:
+    """The settings of this process; addresses that are not set come from the embedded servers.
+
+    Raises:
+        ConfigurationError: lists every bad value at once.
+    """
+    try:
+        settings = Settings()
+        # Absolute, because tools such as `feast` run in folders of their own.
+        settings = settings.model_copy(update={"data_dir": _find_data_dir(settings)})
+        return settings.model_copy(update=_embedded_addresses(settings))
+    except ValidationError as error:
+        raise ConfigurationError(_describe(error)) from error
+
+
+def _find_data_dir(settings: Settings) -> Path:
+    """`DATA_DIR` as given, looked for in this folder, else in the parent: `feast` runs one level down."""
+    here = settings.data_dir.resolve()
+    above = (Path("..") / settings.data_dir).resolve()
+    return above if not here.exists() and above.exists() and not settings.data_dir.is_absolute() else here
+
+
+def _embedded_addresses(settings: Settings) -> dict[str, SecretStr]:
+    addresses_file = settings.embedded_dir / "addresses.json"
+    if not addresses_file.exists():
+        return {}
+    addresses = json.loads(addresses_file.read_text())
+    return {
+        name: SecretStr(addresses[name])
+        for name in ("database_url", "redis_url")
+        if getattr(settings, name) is None and name in addresses
+    }
+
+
+def _describe(error: ValidationError) -> str:
+    lines = ["these settings are wrong:"]
+    for problem in error.errors():
+        name = str(problem["loc"][0])
+        help_text = Settings.model_fields[name].description
+        shown = "" if "url" in name else f"={problem['input']!r}"
+        lines.append(f"  {name.upper()}{shown}: {problem['msg']}. {help_text}")
+    return "\n".join(lines)
+
+
+def describe_settings(settings: Settings) -> Iterator[tuple[str, str, str]]:
+    """(NAME, value, help) of every setting, with passwords masked."""
+    for name, field in Settings.model_fields.items():
+        yield name.upper(), show_value(getattr(settings, name)), field.description or ""
+
+
+def show_value(value: Any) -> str:
+    """A value as it would stand in the environment; secrets as stars, nothing as an empty text."""
+    if value is None:
+        return ""
+    if isinstance(value, SecretStr):
+        return str(value)
+    if isinstance(value, tuple) and value and isinstance(value[0], BaseModel):
+        return json.dumps([entry.model_dump(exclude_none=True) for entry in value])
+    if isinstance(value, tuple):
+        return ",".join(f"{part:g}" if isinstance(part, float) else part for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,131 @@
+"""What a sender may say about an event, a user or a proposition, and how it becomes a domain object.
+
+The HTTP service and the import share these schemas, so both refuse the same things in the same words.
+"""
+
+import uuid
+from datetime import UTC, datetime, timedelta, tzinfo
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+
+from app.domain.context import complete_context, is_valid_id
+from app.domain.types import Event, EventType, Proposition, User
+
+MAX_CONTEXT_FIELDS = 32
+EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
+
+
+def _valid_id(value: str) -> str:
+    if not is_valid_id(value):
+        raise ValueError("give 1 to 200 printable characters without spaces at the ends")
+    return value
+
+
+def _timestamp_text(value: Any) -> Any:
+    if not isinstance(value, (str, datetime)) or (isinstance(value, str) and value[:5].isdigit()):
+        raise ValueError("give a text such as 2026-05-17T09:30:00Z")
+    return value
+
+
+def _not_ancient(value: datetime) -> datetime:
+    if value < EARLIEST:
+        raise ValueError("lies before 1900")
+    return value
+
+
+Id = Annotated[
+    str,
+    AfterValidator(_valid_id),
+    Field(min_length=1, max_length=200, strict=True, json_schema_extra={"examples": ["u-1"]}),
+]
+Text = Annotated[str, Field(max_length=1_000, strict=True)]
+# RFC 3339 text with an offset: a number could mean seconds or milliseconds.
+Timestamp = Annotated[AwareDatetime, BeforeValidator(_timestamp_text), AfterValidator(_not_ancient)]
+Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+ContextName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+Context = Annotated[
+    dict[ContextName, Id],
+    Field(
+        max_length=MAX_CONTEXT_FIELDS,
+        description="Where and when: for example page, device, daypart, weekday. Texts only.",
+        json_schema_extra={"examples": [{"page": "home", "device": "phone"}]},
+    ),
+]
+Attributes = Annotated[dict[str, Any], Field(max_length=200)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EventIn(Strict):
+    """Something that a user did with a proposition."""
+
+    event_type: Literal["impression", "click", "conversion", "dismiss"]
+    proposition_id: Id
+    event_id: Id | None = Field(
+        None, description="Makes sending again harmless: an id counts once. Left out, a new one is made."
+    )
+    user_id: Id | None = None
+    timestamp: Timestamp | None = Field(None, description="When it happened; left out: now.")
+    context: Context = Field(default_factory=dict)
+    request_id: Id | None = Field(None, description="The `request_id` of the slate that it belongs to.")
+    position: int | None = Field(
+        None, ge=1, le=10_000, strict=True, description="Place in the slate, from 1."
+    )
+    value: Number | None = Field(None, description="For example the worth of a conversion.")
+
+    def to_event(self, now: datetime, max_future: timedelta, timezone: tzinfo) -> Event:
+        """The event, complete with id, time and context.
+
+        Raises:
+            FutureEvent: `timestamp` lies further ahead of `now` than `max_future`.
+        """
+        occurred_at = self.timestamp or now
+        if occurred_at > now + max_future:
+            raise FutureEvent(occurred_at, now)
+        return Event(
+            event_id=self.event_id or str(uuid.uuid4()),
+            event_type=EventType(self.event_type),
+            proposition_id=self.proposition_id,
+            occurred_at=occurred_at.astimezone(UTC),
+            user_id=self.user_id,
+            context=complete_context(self.context, occurred_at, timezone),
+            request_id=self.request_id,
+            position=self.position,
+            value=self.value,
+        )
+
+
+class FutureEvent(ValueError):
+    def __init__(self, occurred_at: datetime, now: datetime) -> None:
+        super().__init__(f"timestamp {occurred_at.isoformat()} lies in the future (it is {now.isoformat()})")
+
+
+class UserIn(Strict):
+    user_id: Id
+    age_years: Annotated[float, Field(ge=0, le=150)] | None = None
+    gender: Text | None = None
+    segment: Text | None = None
+    attributes: Attributes = Field(default_factory=dict)
+    created_at: Timestamp | None = None
+
+    def to_user(self) -> User:
+        return User(**self.model_dump())
+
+
+class PropositionIn(Strict):
+    proposition_id: Id
+    title: Text
+    category: Id | None = None
+    tags: Annotated[list[Id], Field(max_length=100)] = Field(default_factory=list)
+    value: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    is_active: bool = True
+    starts_at: Timestamp | None = None
+    ends_at: Timestamp | None = None
+    attributes: Attributes = Field(default_factory=dict)
+    created_at: Timestamp | None = None
+
+    def to_proposition(self) -> Proposition:
+        return Proposition(**{**self.model_dump(), "tags": tuple(self.tags)})

@@ -1,0 +1,190 @@
+"""The projector: folds the event log into feature rows, in Postgres and in the online store."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from typing import Protocol
+
+from app.domain.errors import ConfigurationError, StoreUnavailable
+from app.domain.types import RecordedEvent
+from app.features.fold import FeatureRow, States, entity_keys, fold_events, latest_rows
+
+log = logging.getLogger(__name__)
+
+BEGINNING = datetime.min.replace(tzinfo=UTC)
+
+
+class OnlineWriter(Protocol):
+    """Where the newest rows are served from. May be lost: then `projected` is None and all is written again."""
+
+    def write(self, rows) -> None: ...
+    def projected(self) -> str | None: ...
+    def set_projected(self, mark: str) -> None: ...
+
+
+class Tables(Protocol):
+    """See `app.adapters.feature_tables.FeatureTables`."""
+
+    def batch(self) -> AbstractContextManager: ...
+    def rebuild_batch(self) -> AbstractContextManager: ...
+    def final_rebuild_batch(self) -> AbstractContextManager: ...
+    def start_rebuild(self) -> None: ...
+    def latest(self, after: datetime | None) -> list[FeatureRow]: ...
+    def progress(self): ...
+
+
+class StateCache:
+    """States of recent entities, so that not every batch asks Postgres for them. Bounded."""
+
+    def __init__(self, max_entries: int = 500_000) -> None:
+        self._states: States = {}
+        self._max_entries = max_entries
+
+    def fetch(self, events: Sequence[RecordedEvent], load: Callable[..., States]) -> States:
+        """The states of all entities that `events` touch; the fold may change the mapping."""
+        wanted = {key for event in events for key in entity_keys(event)}
+        if len(self._states) + len(wanted) > self._max_entries:
+            self._states = {key: self._states[key] for key in wanted if key in self._states}
+        unknown = [key for key in wanted if key not in self._states]
+        if unknown:
+            self._states.update(load(unknown))
+        return self._states
+
+    def forget(self) -> None:
+        self._states = {}
+
+
+class Projector:
+    """Folds each event once, in the order of its receipt, and resumes where it was stopped.
+
+    Rows and progress are committed to Postgres together. The online store is written after that and
+    says itself how far it has got, so whatever is lost between the two, or later, is written again.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        online: OnlineWriter | None,
+        half_lives_s: Sequence[float],
+        batch_events: int,
+        on_events: Callable[[int], None] = lambda count: None,
+    ) -> None:
+        self._tables = tables
+        self._online = online
+        self._half_lives_s = half_lives_s
+        self._batch_events = batch_events
+        self._on_events = on_events
+        self._cache = StateCache()
+
+    def run(self) -> int:
+        """Folds everything that is in the log now; returns the number of events."""
+        total = 0
+        while count := self._run_batch():
+            total += count
+        self._catch_up_online()
+        return total
+
+    def follow(self, stop: threading.Event, poll_s: float) -> None:
+        """Folds what comes until `stop` is set. A store that is down is waited for."""
+        while not stop.is_set():
+            try:
+                self.run()
+            except StoreUnavailable as error:
+                log.warning("projection waits: %s", error)
+                self._cache.forget()
+            stop.wait(poll_s)
+
+    def rebuild(self) -> int:
+        """Replays the whole log into new tables and swaps them in; readers see the old ones until then."""
+        self._tables.start_rebuild()
+        self._cache.forget()
+        folded_until, total = BEGINNING, 0
+        while True:
+            with self._tables.rebuild_batch() as batch:
+                events = self._fold(batch, folded_until)[0]
+            if not events:
+                break
+            folded_until, total = events[-1].received_at, total + len(events)
+        with self._tables.final_rebuild_batch() as batch:
+            while events := self._fold(batch, folded_until)[0]:
+                folded_until, total = events[-1].received_at, total + len(events)
+            batch.swap_in_rebuild(folded_until)
+        self._cache.forget()
+        self._catch_up_online()
+        return total
+
+    def _run_batch(self) -> int:
+        with self._tables.batch() as (batch, progress):
+            if progress.needs_rebuild:
+                events = None
+            else:
+                events, rows = self._fold(batch, progress.folded_until)
+                if events:
+                    batch.set_folded_until(events[-1].received_at)
+        if events is None:
+            log.info("events older than the folded ones were imported: replaying all")
+            return self.rebuild()
+        if events:
+            self._write_online(rows, _mark(progress), _mark(self._tables.progress()))
+        return len(events)
+
+    def _fold(self, batch, after: datetime) -> tuple[list[RecordedEvent], list[FeatureRow]]:
+        events = batch.events_after(after, self._batch_events)
+        if not events:
+            return [], []
+        try:
+            states = self._cache.fetch(events, lambda keys: self._checked(batch.load_states(keys)))
+            rows = fold_events(events, states, self._half_lives_s)
+            batch.append(rows)
+        except Exception:
+            # The transaction is undone: what the cache took from it must go, too.
+            self._cache.forget()
+            raise
+        self._on_events(len(events))
+        return events, rows
+
+    def _checked(self, states: States) -> States:
+        for counters in states.values():
+            if counters.counts.shape[1] != len(self._half_lives_s):
+                raise ConfigurationError("HALF_LIVES_S has changed: run `propositions rebuild-features`")
+        return states
+
+    def _write_online(self, rows: Sequence[FeatureRow], before: str, after: str) -> None:
+        """Writes a batch's newest rows, if the online store has everything before them."""
+        if self._online is None:
+            return
+        try:
+            if self._online.projected() == before:
+                self._online.write(latest_rows(rows))
+                self._online.set_projected(after)
+        except StoreUnavailable as error:
+            log.warning("the online store lags: %s", error)
+
+    def _catch_up_online(self) -> None:
+        """Writes to the online store what it lacks, all of it if it lost its data."""
+        if self._online is None:
+            return
+        try:
+            progress = self._tables.progress()
+            mark, known = _mark(progress), self._online.projected()
+            if known == mark:
+                return
+            rows = self._tables.latest(_known_until(known, progress.generation))
+            self._online.write(latest_rows(rows))
+            self._online.set_projected(mark)
+            log.info("wrote %d rows to the online store, which was behind", len(rows))
+        except StoreUnavailable as error:
+            log.warning("the online store lags: %s", error)
+
+
+def _mark(progress) -> str:
+    return f"{progress.generation} {progress.folded_until.isoformat()}"
+
+
+def _known_until(mark: str | None, generation: int) -> datetime | None:
+    """The moment up to which the online store has the rows of this generation; None: it has none."""
+    if mark is None or not mark.startswith(f"{generation} "):
+        return None
+    return datetime.fromisoformat(mark.partition(" ")[2])

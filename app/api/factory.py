@@ -1,0 +1,68 @@
+"""The Flask application, from services that are ready to use."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from flask import Flask, redirect
+from flask.json.provider import JSONProvider
+from flask_openapi import Info, OpenAPI
+from prometheus_client import CollectorRegistry
+from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
+
+from app.api.events import event_routes
+from app.api.health import Health, health_routes
+from app.api.logs import log_requests
+from app.api.problems import Problem, invalid_body, register_error_handlers
+from app.api.suggest import suggest_routes
+from app.domain.ports import EventLog
+from app.serving.suggest import Suggest
+from app.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class ApiServices:
+    suggest: Suggest
+    event_log: EventLog
+    health: Health
+
+
+class OrjsonProvider(JSONProvider):
+    """Strict (no NaN) and fast."""
+
+    def dumps(self, obj: Any, **kwargs: Any) -> str:
+        return orjson.dumps(obj).decode()
+
+    def loads(self, s: str | bytes, **kwargs: Any) -> Any:
+        return orjson.loads(s)
+
+
+def create_app(settings: Settings, services: ApiServices, registry: CollectorRegistry) -> Flask:
+    app = OpenAPI(
+        "propositions",
+        info=Info(
+            title="Predictive Propositions Service",
+            version="0.1.0",
+            description="Which propositions should this user see here and now?",
+        ),
+        doc_prefix="/docs",
+        validation_error_callback=invalid_body,
+        validation_error_model=Problem,
+        static_folder=None,
+    )
+    app.openapi_version = "3.1.0"
+    app.json = OrjsonProvider(app)
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    log_requests(app)
+    register_error_handlers(app, settings.retry_after_s)
+    app.register_api(
+        suggest_routes(services.suggest, settings.context_fields, settings.zone, settings.max_limit)
+    )
+    app.register_api(
+        event_routes(services.event_log, settings.zone, settings.max_future, settings.max_batch_events)
+    )
+    app.register_api(health_routes(services.health))
+    app.add_url_rule("/openapi.json", "openapi_json", lambda: app.api_doc)
+    app.add_url_rule("/docs", "docs", lambda: redirect("/docs/swagger"))
+    GunicornInternalPrometheusMetrics(app, group_by="url_rule", registry=registry)
+    return app

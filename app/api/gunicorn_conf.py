@@ -1,0 +1,41 @@
+"""gunicorn's configuration; the reasons stand above the settings."""
+
+import os
+import shutil
+
+from app.settings import load_settings
+
+settings = load_settings()
+
+bind = f"{settings.host}:{settings.port}"
+workers = settings.web_workers
+worker_class = "gevent"
+worker_connections = settings.web_connections
+# Each worker builds its own services: connections, threads and XGBoost do not survive a fork.
+preload_app = False
+# A worker imports Feast and reads the catalog before it serves; on two busy cores that takes a while.
+timeout = 60
+graceful_timeout = 30
+keepalive = 75
+# Heartbeats in memory: a slow disk must not look like a hung worker.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+# All instances of a user would share one control socket.
+control_socket_disable = True
+# The application writes one JSON line per request itself.
+accesslog = None
+errorlog = "-"
+
+# Before anything imports prometheus_client, which reads it once, or Feast, which sets it to its own.
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_dir)
+
+
+def on_starting(server):
+    # Numbers of an earlier run, and its dead workers, would be added to this one's.
+    shutil.rmtree(settings.metrics_dir, ignore_errors=True)
+    settings.metrics_dir.mkdir(parents=True)
+
+
+def child_exit(server, worker):
+    from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
+
+    GunicornInternalPrometheusMetrics.mark_process_dead_on_child_exit(worker.pid)

@@ -1,0 +1,96 @@
+"""Errors as RFC 9457 problem documents: one shape, and the field that is wrong by name."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+from flask import Flask, Response, g, request
+from pydantic import BaseModel, Field, ValidationError
+from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
+
+from app.domain.errors import StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+
+class FieldProblem(BaseModel):
+    field: str = Field(description="Path of the wrong field, such as events.3.timestamp.")
+    reason: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem document."""
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[FieldProblem] = Field(default_factory=list)
+
+
+class InvalidField(Exception):
+    """A field that no schema can refuse, for example because it depends on the clock."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(reason)
+        self.problem = FieldProblem(field=field, reason=reason)
+
+
+def problem_response(status: int, title: str, detail: str, errors: Sequence[FieldProblem] = ()) -> Response:
+    problem = Problem(
+        title=title, status=status, detail=detail, request_id=g.get("request_id", ""), errors=list(errors)
+    )
+    return Response(orjson.dumps(problem.model_dump()), status, mimetype="application/problem+json")
+
+
+def invalid_body(error: ValidationError) -> Response:
+    """422 for a body that is JSON but not of the schema; 400 and 415 for one that is not JSON."""
+    if not request.is_json:
+        raise UnsupportedMediaType("send the body as application/json")
+    try:
+        orjson.loads(request.get_data())
+    except orjson.JSONDecodeError as not_json:
+        raise BadRequest(f"the body is not JSON: {not_json}") from not_json
+    problems = [FieldProblem(field=field_path(e["loc"]), reason=e["msg"]) for e in error.errors()]
+    return unprocessable(problems)
+
+
+def unprocessable(problems: Sequence[FieldProblem]) -> Response:
+    names = ", ".join(dict.fromkeys(problem.field for problem in problems))
+    return problem_response(422, "Unprocessable Content", f"wrong: {names}; nothing was stored", problems)
+
+
+def field_path(location: Sequence[Any]) -> str:
+    """Where a schema error lies, without the names of the alternatives that pydantic tried."""
+    return ".".join(str(part) for part in location if part not in ("single", "batch", "[key]")) or "body"
+
+
+def register_error_handlers(app: Flask, retry_after_s: int) -> None:
+    @app.errorhandler(HTTPException)
+    def http_problem(error: HTTPException) -> Response:
+        if error.response is not None:
+            return error.response
+        response = problem_response(error.code or 500, error.name, error.description or error.name)
+        response.headers.extend(error.get_headers())
+        response.mimetype = "application/problem+json"
+        return response
+
+    @app.errorhandler(InvalidField)
+    def invalid_field(error: InvalidField) -> Response:
+        return unprocessable([error.problem])
+
+    @app.errorhandler(StoreUnavailable)
+    def store_unavailable(error: StoreUnavailable) -> Response:
+        log.warning("a store is down: %s", error)
+        response = problem_response(
+            503, "Service Unavailable", "a store does not answer; nothing was stored, send it again later"
+        )
+        response.headers["Retry-After"] = str(retry_after_s)
+        return response
+
+    @app.errorhandler(Exception)
+    def bug(error: Exception) -> Response:
+        log.exception("unexpected error")
+        return problem_response(500, "Internal Server Error", "this is a bug; its trace is in the log")

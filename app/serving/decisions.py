@@ -1,0 +1,42 @@
+"""Decisions wait in a bounded queue and are stored in batches, so that no request waits for Postgres."""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+
+from app.domain.errors import StoreUnavailable
+from app.domain.ports import DecisionLog
+from app.domain.types import Slate, SuggestRequest
+
+log = logging.getLogger(__name__)
+
+
+class DecisionQueue:
+    """Holds at most `size` decisions; further ones are dropped and reported to `on_drop`."""
+
+    def __init__(self, decision_log: DecisionLog, size: int, on_drop: Callable[[int], None]) -> None:
+        self._log = decision_log
+        self._size = size
+        self._on_drop = on_drop
+        self._waiting: deque[tuple[SuggestRequest, Slate]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def put(self, request: SuggestRequest, slate: Slate) -> None:
+        if len(self._waiting) >= self._size:
+            self._on_drop(1)
+        else:
+            self._waiting.append((request, slate))
+
+    def flush(self, batch_size: int = 500) -> None:
+        """Stores what waits, in batches. What cannot be stored now keeps waiting."""
+        while self._waiting:
+            batch = [self._waiting[i] for i in range(min(batch_size, len(self._waiting)))]
+            try:
+                self._log.append(batch)
+            except StoreUnavailable as error:
+                log.warning("decisions wait: %s", error)
+                return
+            for _ in batch:
+                self._waiting.popleft()

@@ -1,0 +1,126 @@
+"""What a worker holds in memory and keeps fresh in the background: snapshot, model, dependency states."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from app.domain.errors import ConfigurationError, ModelRefused, StoreUnavailable
+from app.features.ports import Model
+from app.features.schema import FeatureSchema
+from app.features.snapshot import Snapshot, empty_snapshot
+
+log = logging.getLogger(__name__)
+
+
+class SnapshotSource(Protocol):
+    def refresh(self, snapshot: Snapshot) -> Snapshot: ...
+
+
+class SnapshotFile(Protocol):
+    def save(self, snapshot: Snapshot) -> None: ...
+    def load(self, half_lives_s: tuple[float, ...]) -> Snapshot | None: ...
+
+
+class SchemaSource(Protocol):
+    def read(self) -> FeatureSchema: ...
+
+
+class ActiveModels(Protocol):
+    def active(self): ...
+    def load(self, version: str, schema: FeatureSchema) -> Model: ...
+
+
+class LiveSnapshot:
+    """The current snapshot. Begins with the last good one from disk; each refresh replaces it whole."""
+
+    def __init__(self, source: SnapshotSource, file: SnapshotFile, half_lives_s: tuple[float, ...]) -> None:
+        self._source = source
+        self._file = file
+        self._saved = file.load(half_lives_s)
+        self.current = self._saved or empty_snapshot(half_lives_s)
+        self.problem: str | None = "not read yet"
+
+    @property
+    def is_loaded(self) -> bool:
+        return len(self.current.catalog) > 0
+
+    def refresh(self) -> None:
+        try:
+            self.current = self._source.refresh(self.current)
+            self.problem = None
+        except StoreUnavailable as error:
+            if self.problem is None:
+                log.warning("serving the last good snapshot: %s", error)
+            self.problem = str(error)
+
+    def save(self) -> None:
+        """Writes the snapshot to disk if it has changed since the last time."""
+        if self.current is self._saved or not self.is_loaded:
+            return
+        try:
+            self._file.save(self.current)
+            self._saved = self.current
+        except OSError as error:
+            log.error("the snapshot cannot be saved: %s", error)
+
+
+class LiveModel:
+    """The active model. A version that is refused leaves the one before in service."""
+
+    def __init__(self, models: ActiveModels, schemas: SchemaSource, on_load: Callable[[str], None]) -> None:
+        self._models = models
+        self._schemas = schemas
+        self._on_load = on_load
+        self._refused: str | None = None
+        self.current: Model | None = None
+        self.problem: str | None = "not read yet"
+
+    def refresh(self) -> None:
+        active = self._models.active()
+        if active is None:
+            self.problem = "no model is promoted: rules serve"
+        elif self.current is not None and active.version == self.current.version:
+            self.problem, self._refused = None, None
+        elif active.version != self._refused:
+            self._load(active.version)
+
+    def _load(self, version: str) -> None:
+        try:
+            self.current = self._models.load(version, self._schemas.read())
+        except ModelRefused as error:
+            self._refused, self.problem = version, str(error)
+            self._on_load("refused")
+            log.error("model refused, the old one stays: %s", error)
+        except (StoreUnavailable, ConfigurationError) as error:
+            self.problem = str(error)
+        else:
+            self._refused, self.problem = None, None
+            self._on_load("loaded")
+            log.info("model %s serves", version)
+
+
+class Background:
+    """Runs actions again and again, each in a thread of its own, until stopped."""
+
+    def __init__(self, actions: Mapping[Callable[[], None], float]) -> None:
+        """`actions` maps each action to the seconds between two runs."""
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._repeat, args=action, daemon=True) for action in actions.items()
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def _repeat(self, action: Callable[[], None], interval_s: float) -> None:
+        while not self._stop.wait(interval_s):
+            try:
+                action()
+            except Exception:
+                # A bug in one run must not end the refreshing of a worker that serves well otherwise.
+                log.exception("background action failed")

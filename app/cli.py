@@ -1,0 +1,237 @@
+"""The `propositions` command. Training adds its commands through the entry points it declares."""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from app.domain.errors import PropositionsError
+from app.settings import Settings, describe_settings, load_settings
+
+EXIT_REJECTS = 3
+
+app = typer.Typer(
+    name="propositions",
+    help="Which propositions should this user see here and now?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main() -> None:
+    for command in entry_points(group="propositions.commands"):
+        loaded = command.load()
+        if isinstance(loaded, typer.Typer):
+            app.add_typer(loaded, name=command.name)
+        else:
+            app.command(command.name)(loaded)
+    try:
+        app()
+    except PropositionsError as error:
+        errors.print(f"error: {error}", style="red", markup=False)
+        sys.exit(1)
+
+
+@app.command()
+def settings() -> None:
+    """Show every setting with its value; passwords are masked."""
+    for name, value, help_text in describe_settings(load_settings()):
+        console.print(f"[bold]{name}[/]={value}")
+        console.print(f"    {help_text}", style="dim", soft_wrap=True, markup=False)
+
+
+@app.command()
+def up() -> None:
+    """Start the embedded PostgreSQL and Redis-protocol server, unless DATABASE_URL and REDIS_URL are set."""
+    config = load_settings()
+    if is_external(config):
+        console.print("DATABASE_URL and REDIS_URL are set: nothing to start")
+        return
+    from app.bootstrap import embedded_servers
+
+    embedded_servers(config).up()
+    status()
+
+
+@app.command()
+def down() -> None:
+    """Stop the embedded servers. Their data stay."""
+    from app.bootstrap import embedded_servers
+
+    embedded_servers(load_settings()).down()
+    status()
+
+
+@app.command()
+def status() -> None:
+    """Show whether the embedded servers run."""
+    config = load_settings()
+    if is_external(config):
+        console.print("DATABASE_URL and REDIS_URL are set: no embedded servers are used")
+        return
+    from app.bootstrap import embedded_servers
+
+    for server in embedded_servers(config).status():
+        state = f"running, pid {server.pid}, port {server.port}" if server.is_running else "stopped"
+        console.print(f"{server.name}: {state}")
+
+
+def is_external(config: Settings) -> bool:
+    """True if both addresses were given, and not found in the files of the embedded servers."""
+    environment = Settings()
+    return environment.database_url is not None and environment.redis_url is not None
+
+
+@app.command()
+def migrate(
+    to: Annotated[str, typer.Option(help="Revision to go up to.")] = "head",
+    down_to: Annotated[
+        str | None, typer.Option(help="Revision to go back to instead; `base` is the empty database.")
+    ] = None,
+) -> None:
+    """Bring the tables to a revision, under lock and statement timeouts."""
+    from app.bootstrap import migrate_database
+
+    revision = migrate_database(load_settings(), up_to=to, down_to=down_to)
+    console.print(f"the database is at revision {revision or 'base'}")
+
+
+@app.command("import")
+def import_(
+    paths: Annotated[list[Path], typer.Argument(exists=True, help="Files, or what the format is made of.")],
+    format_: Annotated[str, typer.Option("--format", help="native, metarank or movielens.")] = "native",
+    shift_to_now: Annotated[
+        bool, typer.Option("--shift-to-now", help="Move all times so that the last event is now.")
+    ] = False,
+    strict: Annotated[bool, typer.Option(help="Stop at the first bad line and import nothing.")] = False,
+    rejects: Annotated[
+        Path | None, typer.Option(help="File for bad lines. Default: beside the data, named by the time.")
+    ] = None,
+) -> None:
+    """Import users, propositions and events. Ends with status 3 if lines were rejected."""
+    from app.bootstrap import open_import
+    from app.imports.records import ImportRules
+    from app.imports.run import FORMATS, run_import
+
+    if format_ not in FORMATS:
+        raise typer.BadParameter(f"--format must be one of {', '.join(FORMATS)}")
+    config = load_settings()
+    now = datetime.now(UTC)
+    rejects = rejects or config.data_dir / f"import-{now:%Y%m%dT%H%M%S}.rejects.jsonl"
+    rejects.parent.mkdir(parents=True, exist_ok=True)
+    rules = ImportRules(now, config.max_future, config.zone)
+    with open_import(config) as loader, progress("records") as advance:
+        report = run_import(
+            FORMATS[format_](paths, rules),
+            loader,
+            rejects,
+            shift_to_now=shift_to_now,
+            strict=strict,
+            on_progress=advance,
+        )
+    loaded = report.loaded
+    console.print(
+        f"read: {', '.join(f'{count:,} {name}' for name, count in report.read.items()) or 'nothing'}"
+    )
+    console.print(
+        f"new or changed: {loaded.users:,} users, {loaded.propositions:,} propositions, "
+        f"{loaded.events:,} events; {loaded.duplicate_events:,} events were known"
+    )
+    if report.rejected:
+        errors.print(f"rejected: {report.rejected:,} lines, see {rejects}")
+        raise typer.Exit(EXIT_REJECTS)
+
+
+@app.command()
+def project(
+    follow: Annotated[bool, typer.Option("--follow", help="Keep folding what comes, until stopped.")] = False,
+) -> None:
+    """Fold new events into the features in Postgres and Redis."""
+    with exclusive_projector() as (projector, config):
+        if follow:
+            stop = threading.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: stop.set())
+            projector.follow(stop, config.project_poll_s)
+        else:
+            console.print(f"folded {projector.run():,} events")
+
+
+@app.command("rebuild-features")
+def rebuild_features() -> None:
+    """Replay all events from scratch into new feature tables, then swap them in."""
+    with exclusive_projector() as (projector, _):
+        console.print(f"replayed {projector.rebuild():,} events")
+
+
+@contextmanager
+def exclusive_projector() -> Iterator:
+    from app.api.logs import configure_logging
+    from app.bootstrap import build_projector
+
+    config = load_settings()
+    configure_logging(config.log_level)
+    projector, tables = build_projector(config)
+    with tables.exclusive() as is_only:
+        if not is_only:
+            errors.print("another projector runs on this database", style="red")
+            raise typer.Exit(1)
+        yield projector, config
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+)
+def feast(context: typer.Context) -> None:
+    """Run the stock `feast` command in the feature repo, for example `propositions feast apply`."""
+    config = load_settings()
+    os.environ["DATABASE_URL"] = config.postgres_url
+    os.environ["REDIS_URL"] = config.redis_address
+    os.chdir(config.feature_repo)
+    command = Path(sys.executable).with_name("feast")
+    os.execv(command, [str(command), *context.args])
+
+
+@app.command()
+def serve() -> None:
+    """Serve HTTP under gunicorn."""
+    command = Path(sys.executable).with_name("gunicorn")
+    os.execv(command, [str(command), "--config", "python:app.api.gunicorn_conf", "app.bootstrap:web()"])
+
+
+@app.command()
+def demo(
+    once: Annotated[bool, typer.Option("--once", help="Stop after the second slate.")] = False,
+) -> None:
+    """Run the whole way on MovieLens 100k: import, features, training, service, slates."""
+    from app.demo import run_demo
+
+    run_demo(once)
+
+
+@contextmanager
+def progress(noun: str) -> Iterator:
+    """A line that counts; call the yielded function with the count so far."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
+        task = bar.add_task(f"0 {noun}")
+        every = 1_000
+
+        def advance(count: int) -> None:
+            if count % every == 0:
+                bar.update(task, description=f"{count:,} {noun}")
+
+        yield advance

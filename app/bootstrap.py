@@ -155,12 +155,11 @@ def build_api(settings: Settings) -> tuple[ApiServices, Background, CollectorReg
             decisions.flush: DECISION_FLUSH_S,
         }
     )
-    atexit.register(decisions.flush)
-    atexit.register(background.stop)
     services = ApiServices(
         suggest=Suggest(ranker, on_decision),
         event_log=PostgresEventLog(database, settings.context_fields),
         health=Health(is_ready=lambda: snapshot.is_loaded, check=check),
+        flush_decisions=decisions.flush,
     )
     return services, background, registry
 
@@ -172,6 +171,7 @@ def web() -> Flask:
     wait_cooperatively(settings.database_timeout_ms / 1_000)
     services, background, registry = build_api(settings)
     app = create_app(settings, services, registry)
+    atexit.register(services.flush_decisions)
     background.start()
     return app
 

@@ -1,5 +1,6 @@
 """The `propositions` command. Training adds its commands through the entry points it declares."""
 
+import logging
 import os
 import signal
 import sys
@@ -15,10 +16,14 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from app.domain.errors import PropositionsError
+from app.api.logs import configure_logging
+from app.domain.errors import ConfigurationError, PropositionsError, StoreUnavailable
 from app.settings import Settings, describe_settings, load_settings
 
 EXIT_REJECTS = 3
+STANDBY_S = 1.0
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="propositions",
@@ -31,13 +36,18 @@ console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def main() -> None:
+def add_plugin_commands() -> None:
+    """Adds the commands that other packages declare as entry points."""
     for command in entry_points(group="propositions.commands"):
         loaded = command.load()
         if isinstance(loaded, typer.Typer):
             app.add_typer(loaded, name=command.name)
         else:
             app.command(command.name)(loaded)
+
+
+def main() -> None:
+    add_plugin_commands()
     try:
         app()
     except PropositionsError as error:
@@ -157,29 +167,49 @@ def import_(
 
 @app.command()
 def project(
-    follow: Annotated[bool, typer.Option("--follow", help="Keep folding what comes, until stopped.")] = False,
+    follow: Annotated[
+        bool,
+        typer.Option("--follow", help="Keep folding what comes, until stopped; stand by while another does."),
+    ] = False,
 ) -> None:
     """Fold new events into the features in Postgres and Redis."""
-    with exclusive_projector() as (projector, config):
-        if follow:
-            stop = threading.Event()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                signal.signal(number, lambda *_: stop.set())
-            projector.follow(stop, config.project_poll_s)
-        else:
+    if not follow:
+        with only_projector() as projector:
             console.print(f"folded {projector.run():,} events")
+        return
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    while not stop.is_set():
+        try:
+            follow_events(stop)
+        except StoreUnavailable as error:
+            log.warning("projection waits: %s", error)
+        stop.wait(STANDBY_S)
+
+
+def follow_events(stop: threading.Event) -> None:
+    """Folds what comes until `stop` is set, a store is down, or another process turns out to do it."""
+    from app.bootstrap import build_projector
+
+    config = load_settings()
+    configure_logging(config.log_level)
+    projector, tables = build_projector(config)
+    with tables.exclusive() as is_only:
+        while is_only and not stop.is_set():
+            projector.run()
+            stop.wait(config.project_poll_s)
 
 
 @app.command("rebuild-features")
 def rebuild_features() -> None:
     """Replay all events from scratch into new feature tables, then swap them in."""
-    with exclusive_projector() as (projector, _):
+    with only_projector() as projector:
         console.print(f"replayed {projector.rebuild():,} events")
 
 
 @contextmanager
-def exclusive_projector() -> Iterator:
-    from app.api.logs import configure_logging
+def only_projector() -> Iterator:
     from app.bootstrap import build_projector
 
     config = load_settings()
@@ -187,9 +217,10 @@ def exclusive_projector() -> Iterator:
     projector, tables = build_projector(config)
     with tables.exclusive() as is_only:
         if not is_only:
-            errors.print("another projector runs on this database", style="red")
-            raise typer.Exit(1)
-        yield projector, config
+            raise ConfigurationError(
+                "another projector runs on this database: stop it, or let it do the work"
+            )
+        yield projector
 
 
 @app.command(

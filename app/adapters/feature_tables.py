@@ -113,10 +113,10 @@ class FeatureTables:
     def exclusive(self) -> Iterator[bool]:
         """True while this process is the only projector of the database, False if another one is."""
         with self._database.session() as connection:
+            connection.detach()  # closing it, however this block ends, gives the lock back
             yield connection.execute(
                 text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _PROJECTOR_LOCK}
             ).scalar_one()
-            connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _PROJECTOR_LOCK})
 
     def progress(self) -> Progress:
         with self._database.transaction() as connection:

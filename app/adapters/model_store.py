@@ -82,13 +82,16 @@ class ModelStore:
             ModelRefused: a file is missing or changed, or the model reads other features.
         """
         manifest = self.manifest(version)
-        spec = MatrixSpec.from_json(manifest["matrix"])
+        try:
+            spec, hashes = MatrixSpec.from_json(manifest["matrix"]), dict(manifest["files_sha256"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ModelRefused(f"the manifest of model {version} is damaged: {error!r}") from error
         if spec.schema.hash() != schema.hash():
             raise ModelRefused(
                 f"model {version} was trained for feature schema {spec.schema.hash()[:12]}, the feature repo "
                 f"declares {schema.hash()[:12]}: train again"
             )
-        content = self._verified(version, RANKER, manifest)
+        content = self._verified(version, RANKER, hashes)
         try:
             booster = xgboost.Booster({"nthread": 1})
             booster.load_model(bytearray(content))
@@ -99,25 +102,36 @@ class ModelStore:
         booster.feature_names = None  # checked once; not again on every prediction
         return XGBoostModel(version, spec, booster)
 
-    def _verified(self, version: str, name: str, manifest: Mapping[str, Any]) -> bytes:
+    def _verified(self, version: str, name: str, hashes: Mapping[str, str]) -> bytes:
         try:
             content = (self.folder(version) / name).read_bytes()
         except OSError as error:
             raise ModelRefused(f"model {version} lacks its file {name}") from error
-        if hashlib.sha256(content).hexdigest() != manifest["files_sha256"].get(name):
+        if hashlib.sha256(content).hexdigest() != hashes.get(name):
             raise ModelRefused(f"model {version}: {name} is not the file that was trained (SHA-256 differs)")
         return content
 
     def active(self) -> ActiveVersion | None:
+        """The version that serves; None before the first promotion.
+
+        Raises:
+            ModelRefused: the pointer cannot be read.
+        """
         pointer = self._root / _POINTER
-        if not pointer.exists():
+        try:
+            return ActiveVersion(**json.loads(pointer.read_text()))
+        except FileNotFoundError:
             return None
-        return ActiveVersion(**json.loads(pointer.read_text()))
+        except (OSError, ValueError, TypeError) as error:
+            raise ModelRefused(f"{pointer} is damaged: promote a model again") from error
 
     def activate(self, version: str) -> None:
         """Points at a version, in one step; what was active becomes the previous one."""
         self.manifest(version)
-        current = self.active()
+        try:
+            current = self.active()
+        except ModelRefused:
+            current = None
         if current is not None and current.version == version:
             return
         draft = self._root / f".{_POINTER}.{os.getpid()}"

@@ -1,5 +1,6 @@
 """The Flask application, from services that are ready to use."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ class ApiServices:
     suggest: Suggest
     event_log: EventLog
     health: Health
+    flush_decisions: Callable[[], None]
 
 
 class OrjsonProvider(JSONProvider):

@@ -1,7 +1,6 @@
 """The projector: folds the event log into feature rows, in Postgres and in the online store."""
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
@@ -77,6 +76,7 @@ class Projector:
         self._batch_events = batch_events
         self._on_events = on_events
         self._cache = StateCache()
+        self._folded_until = BEGINNING
 
     def run(self) -> int:
         """Folds everything that is in the log now; returns the number of events."""
@@ -85,16 +85,6 @@ class Projector:
             total += count
         self._catch_up_online()
         return total
-
-    def follow(self, stop: threading.Event, poll_s: float) -> None:
-        """Folds what comes until `stop` is set. A store that is down is waited for."""
-        while not stop.is_set():
-            try:
-                self.run()
-            except StoreUnavailable as error:
-                log.warning("projection waits: %s", error)
-                self._cache.forget()
-            stop.wait(poll_s)
 
     def rebuild(self) -> int:
         """Replays the whole log into new tables and swaps them in; readers see the old ones until then."""
@@ -120,6 +110,8 @@ class Projector:
             if progress.needs_rebuild:
                 events = None
             else:
+                if progress.folded_until != self._folded_until:
+                    self._cache.forget()  # somebody else has folded since
                 events, rows = self._fold(batch, progress.folded_until)
                 if events:
                     batch.set_folded_until(events[-1].received_at)
@@ -127,6 +119,7 @@ class Projector:
             log.info("events older than the folded ones were imported: replaying all")
             return self.rebuild()
         if events:
+            self._folded_until = events[-1].received_at
             self._write_online(rows, _mark(progress), _mark(self._tables.progress()))
         return len(events)
 

@@ -77,7 +77,11 @@ class LiveModel:
         self.problem: str | None = "not read yet"
 
     def refresh(self) -> None:
-        active = self._models.active()
+        try:
+            active = self._models.active()
+        except ModelRefused as error:
+            self.problem = str(error)
+            return
         if active is None:
             self.problem = "no model is promoted: rules serve"
         elif self.current is not None and active.version == self.current.version:

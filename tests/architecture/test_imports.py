@@ -1,0 +1,47 @@
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_imports_point_inward():
+    lint = Path(sys.executable).with_name("lint-imports")
+
+    done = subprocess.run([lint, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_top_level_holds_what_was_agreed_and_no_more():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    assert {path.split("/")[0] for path in tracked.splitlines()} <= {
+        ".ci",
+        ".env.example",
+        ".gitignore",
+        "Makefile",
+        "Procfile",
+        "README.md",
+        "app",
+        "constraints.txt",
+        "docs",
+        "feature_repo",
+        "helm",
+        "migrations",
+        "setup.cfg",
+        "setup.py",
+        "tests",
+        "training",
+    }
+
+
+def test_importing_the_domain_needs_no_framework():
+    program = (
+        "import sys, app.domain.catalog, app.features.assembly, app.features.snapshot;"
+        "print({'flask', 'feast', 'redis', 'psycopg2', 'xgboost', 'pandas'} & set(sys.modules))"
+    )
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"

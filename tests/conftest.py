@@ -1,0 +1,93 @@
+"""Real servers for all tests: one PostgreSQL and one Redis-protocol server per test process.
+
+Each test that asks for `settings` gets a database of its own, cloned from one that is migrated and has
+the feature repo applied, an empty Redis, and a data folder of its own.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import uuid4
+
+import psycopg2
+import pytest
+import redis
+
+from app.adapters.embedded import EmbeddedServers
+from app.bootstrap import migrate_database
+from app.settings import Settings, load_settings
+
+# Before anything imports prometheus_client, which reads it once.
+_METRICS = Path(os.environ.get("TMPDIR", "/tmp")) / f"propositions-test-metrics-{os.getpid()}"
+_METRICS.mkdir(exist_ok=True)
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_METRICS)
+
+TEMPLATE = "template_propositions"
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory) -> Iterator[dict[str, str]]:
+    """Addresses of the running servers, by setting name."""
+    folder = tmp_path_factory.mktemp("servers")
+    embedded = EmbeddedServers(folder)
+    with embedded.running():
+        yield {server.setting: server.url for server in embedded._servers}
+
+
+@pytest.fixture(scope="session")
+def template_database(servers, tmp_path_factory) -> str:
+    """A database with all tables and the applied feature repo, to be cloned."""
+    url = _create_database(servers["database_url"], TEMPLATE)
+    with pytest.MonkeyPatch.context() as patch:
+        _use(patch, url, servers["redis_url"], tmp_path_factory.mktemp("template"))
+        settings = load_settings()
+        migrate_database(settings)
+        apply_feature_repo(settings)
+    return TEMPLATE
+
+
+def apply_feature_repo(settings: Settings) -> None:
+    """As platform engineers do: the stock command, in the feature repo."""
+    feast = Path(sys.executable).with_name("feast")
+    subprocess.run([feast, "apply"], cwd=settings.feature_repo, check=True, capture_output=True)
+
+
+@pytest.fixture
+def empty_database(servers, tmp_path, monkeypatch) -> Settings:
+    """Settings for a database without tables."""
+    url = _create_database(servers["database_url"], f"test_{uuid4().hex}")
+    _use(monkeypatch, url, servers["redis_url"], tmp_path)
+    return load_settings()
+
+
+@pytest.fixture
+def settings(servers, template_database, tmp_path, monkeypatch) -> Settings:
+    """Settings for a migrated database with the feature repo applied, and an empty Redis."""
+    url = _create_database(servers["database_url"], f"test_{uuid4().hex}", template_database)
+    _use(monkeypatch, url, servers["redis_url"], tmp_path)
+    with redis.Redis.from_url(servers["redis_url"]) as client:
+        client.flushdb()
+    return load_settings()
+
+
+def _create_database(server_url: str, name: str, template: str = "template1") -> str:
+    connection = psycopg2.connect(server_url)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            # Feast's pools may still hold connections to the template.
+            cursor.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", (template,)
+            )
+            cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    finally:
+        connection.close()
+    return server_url.replace("/propositions?", f"/{name}?")
+
+
+def _use(patch: pytest.MonkeyPatch, database_url: str, redis_url: str, data_dir: Path) -> None:
+    patch.setenv("DATABASE_URL", database_url)
+    patch.setenv("REDIS_URL", redis_url)
+    patch.setenv("DATA_DIR", str(data_dir))

@@ -1,0 +1,250 @@
+"""The demo, and then the same stack under gunicorn with its dependencies killed under it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+import pytest
+
+from app.adapters.embedded import EmbeddedServers
+
+USERS = [str(n) for n in range(1, 944)]
+TIMEOUT_S = 60.0
+
+
+class Stack:
+    """The embedded servers of one data folder, and the service and projector over them."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.folder = folder
+        self.servers = EmbeddedServers(folder / "embedded")
+        self._environment = {
+            **{k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")},
+            "DATA_DIR": str(folder),
+            "PORT": str(self._port),
+        }
+        self._processes: list[subprocess.Popen] = []
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "app", *arguments]
+        return subprocess.run(command, env=self._environment, capture_output=True, text=True)
+
+    def start(self, *names: str) -> None:
+        self._processes += [
+            subprocess.Popen(
+                [sys.executable, "-m", "app", *name.split()],
+                env=self._environment,
+                stdout=(self.folder / f"{name.split()[0]}.log").open("a"),
+                stderr=subprocess.STDOUT,
+            )
+            for name in names
+        ]
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.terminate()
+        for process in self._processes:
+            process.wait(TIMEOUT_S)
+        self._processes = []
+
+    def kill(self, name: str) -> None:
+        (pid,) = [server.pid for server in self.servers.status() if server.name == name]
+        os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not any(s.is_running for s in self.servers.status() if s.name == name))
+
+    def ask(self, path: str, body: dict | None = None) -> tuple[int, dict, dict]:
+        """Status, headers and body of the answer."""
+        data = None if body is None else json.dumps(body).encode()
+        request = Request(f"http://127.0.0.1:{self._port}{path}", data, {"Content-Type": "application/json"})
+        try:
+            with urlopen(request, timeout=10) as response:
+                return response.status, dict(response.headers), _parsed(response.read())
+        except HTTPError as error:
+            return error.code, dict(error.headers), _parsed(error.read())
+
+    def are_alive(self) -> bool:
+        return all(process.poll() is None for process in self._processes)
+
+    def suggest(self, user_id: str = "1", **fields) -> dict:
+        status, _, body = self.ask("/suggest", {"user_id": user_id, **fields})
+        assert status == 200
+        return body
+
+    def is_ready(self) -> bool:
+        try:
+            return self.ask("/health/ready")[0] == 200
+        except OSError:
+            return False
+
+
+def _parsed(content: bytes):
+    try:
+        return json.loads(content)
+    except ValueError:
+        return content.decode()
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = TIMEOUT_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Iterator[tuple[Stack, subprocess.CompletedProcess]]:
+    stack = Stack(tmp_path_factory.mktemp("demo"))
+    yield stack, stack.run("demo", "--once")
+    stack.stop()
+    stack.servers.down()
+
+
+@pytest.fixture(scope="module")
+def started(demo) -> Stack:
+    stack, _ = demo
+    stack.servers.up(die_with_parent=True)
+    stack.start("serve", "project --follow")
+    wait_until(stack.is_ready)
+    return stack
+
+
+@pytest.fixture
+def stack(started) -> Stack:
+    """The running stack with everything up and serving at level 0, whatever the test before did."""
+    started.servers.up(die_with_parent=True)
+    wait_until(lambda: started.suggest()["degradation_level"] == 0)
+    return started
+
+
+def test_the_demo_ends_well_and_says_why_the_second_slate_differs(demo):
+    _, done = demo
+
+    assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
+    assert "for research" in done.stdout and "recbole" in done.stdout
+    assert "ranked by model" in done.stdout
+    reason = done.stdout.partition("why: ")[2]
+    assert "user 1: clicks, half-life 1h: " in reason and " -> " in reason
+
+
+def test_all_users_and_as_many_unknown_get_a_full_slate_the_known_ones_by_the_model(stack):
+    known = [stack.suggest(user_id, limit=10) for user_id in USERS]
+    unknown = [stack.suggest(f"unknown-{n}", limit=10) for n in range(100)]
+
+    assert all(len(slate["propositions"]) == 10 for slate in known + unknown)
+    assert all(p["title"] for slate in known + unknown for p in slate["propositions"])
+    by_strategy = Counter(slate["strategy"] for slate in known)
+    assert by_strategy["model"] >= 0.95 * len(USERS), by_strategy
+    assert {slate["features"]["user"] for slate in unknown} == {"missing"}
+
+
+def test_the_next_slate_feels_a_click_within_seconds(stack):
+    before = stack.suggest("2")
+    event = {
+        "event_type": "click",
+        "user_id": "2",
+        "proposition_id": before["propositions"][-1]["proposition_id"],
+        "request_id": before["request_id"],
+    }
+
+    assert stack.ask("/log_event", event)[0] == 202
+
+    def scores(slate):
+        return {p["proposition_id"]: p["score"] for p in slate["propositions"]}
+
+    wait_until(lambda: scores(stack.suggest("2")) != scores(before), timeout_s=10)
+
+
+def test_metrics_are_the_sum_of_all_workers(stack):
+    for _ in range(20):
+        stack.suggest()
+
+    def count() -> int:
+        text = stack.ask("/metrics")[2]
+        lines = [line for line in text.splitlines() if line.startswith("propositions_slates_total{")]
+        return int(sum(float(line.split()[-1]) for line in lines))
+
+    first = count()
+    for _ in range(20):
+        stack.suggest()
+
+    assert [count() - first for _ in range(6)] == [20] * 6
+
+
+def test_logs_are_one_json_object_a_line_with_id_route_status_and_duration(stack):
+    _, headers, _ = stack.ask("/suggest", {"limit": 0})
+
+    def lines():
+        text = (stack.folder / "serve.log").read_text()
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+    wait_until(lambda: any(_request_id(line) == headers["X-Request-Id"] for line in lines()))
+    (line,) = [line for line in lines() if _request_id(line) == headers["X-Request-Id"]]
+    assert line["http"]["route"] == "/suggest"
+    assert line["http"]["response"]["status_code"] == 422
+    assert line["event"]["duration"] > 0
+
+
+def _request_id(line: dict) -> str | None:
+    return line.get("http", {}).get("request", {}).get("id")
+
+
+def test_with_redis_killed_a_full_slate_still_comes_and_says_its_level(stack):
+    stack.kill("redis")
+
+    slates = [stack.suggest(user_id, limit=10) for user_id in USERS[:50]]
+
+    assert all(len(slate["propositions"]) == 10 for slate in slates)
+    assert {(slate["strategy"], slate["degradation_level"]) for slate in slates} == {("rules", 2)}
+    stack.servers.up(die_with_parent=True)
+    wait_until(lambda: stack.suggest()["degradation_level"] == 0, timeout_s=10)
+
+
+def test_with_postgres_killed_slates_still_come_and_events_are_refused_for_now(stack):
+    stack.kill("postgres")
+
+    slates = [stack.suggest(user_id, limit=10) for user_id in USERS[:50]]
+    status, headers, body = stack.ask("/log_event", {"event_type": "click", "proposition_id": "50"})
+
+    assert all(len(slate["propositions"]) == 10 for slate in slates)
+    assert {(slate["strategy"], slate["degradation_level"]) for slate in slates} == {("model", 0)}
+    assert status == 503 and int(headers["Retry-After"]) > 0
+    assert headers["Content-Type"] == "application/problem+json" and body["status"] == 503
+    stack.servers.up(die_with_parent=True)
+    wait_until(lambda: stack.ask("/log_event", {"event_type": "click", "proposition_id": "50"})[0] == 202)
+
+
+def test_health_tells_which_dependency_is_down(stack):
+    stack.kill("redis")
+
+    wait_until(lambda: stack.ask("/health")[2]["dependencies"]["redis"]["status"] == "down")
+
+    status, _, body = stack.ask("/health/ready")
+    assert status == 200
+    assert body["dependencies"]["postgres"]["status"] == "up"
+
+
+def test_a_service_that_starts_with_everything_down_serves_the_last_good_snapshot(stack):
+    stack.stop()
+    stack.servers.down()
+
+    stack.start("serve", "project --follow")
+    wait_until(stack.is_ready)
+    slate = stack.suggest(limit=10)
+
+    assert len(slate["propositions"]) == 10
+    assert (slate["strategy"], slate["degradation_level"]) == ("rules", 2)
+    stack.servers.up(die_with_parent=True)
+    wait_until(lambda: stack.suggest()["degradation_level"] == 0)
+    assert stack.are_alive()

@@ -1,0 +1,280 @@
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+from app.adapters.event_log import PostgresEventLog
+from app.adapters.feature_tables import FeatureTables
+from app.adapters.snapshots import SnapshotSource
+from app.bootstrap import batch_database, open_import
+from app.domain.errors import ConfigurationError, StoreUnavailable
+from app.events.project import Projector
+from app.features.fold import COUNTER_VIEWS, KEY_COLUMNS
+from app.features.schema import EntityName
+from app.features.snapshot import empty_snapshot
+from tests.builders import CONTEXT_FIELDS, event, proposition, query
+
+START = datetime.now(UTC) - timedelta(days=3)
+
+
+class FakeOnlineStore:
+    """A dictionary with the behaviour of the online store: may be down, may lose everything."""
+
+    def __init__(self):
+        self.rows, self.mark, self.is_down = {}, None, False
+
+    def write(self, rows):
+        self._check()
+        for entity, entity_rows in rows.items():
+            for row in entity_rows:
+                self.rows[entity, row.key] = row.counters
+
+    def projected(self):
+        self._check()
+        return self.mark
+
+    def set_projected(self, mark):
+        self._check()
+        self.mark = mark
+
+    def _check(self):
+        if self.is_down:
+            raise StoreUnavailable("down")
+
+    def lose_everything(self):
+        self.rows, self.mark = {}, None
+
+
+@pytest.fixture
+def database(settings):
+    return batch_database(settings)
+
+
+@pytest.fixture
+def online():
+    return FakeOnlineStore()
+
+
+@pytest.fixture
+def project(settings, database, online):
+    """A function that makes a new projector, as a restarted process would."""
+
+    def make(batch_events: int = 1_000, half_lives_s=settings.half_lives_s) -> Projector:
+        return Projector(FeatureTables(database), online, half_lives_s, batch_events)
+
+    return make
+
+
+def log_events(database, *events):
+    PostgresEventLog(database, CONTEXT_FIELDS).append(events)
+
+
+def import_events(settings, count: int, start: datetime = START, prefix: str = "e"):
+    types = ("impression", "click", "impression", "conversion", "dismiss")
+    with open_import(settings) as loader:
+        loader.add(proposition("p0", category="sport"))
+        for n in range(count):
+            at = start + timedelta(seconds=7 * n - n % 3)
+            loader.add(event(f"{prefix}{n}", types[n % 5], f"p{n % 4}", at, user_id=f"u{n % 6}"))
+        return loader.finish(False)
+
+
+def feature_rows(settings) -> dict[str, list[tuple]]:
+    columns = "impressions, clicks, conversions, dismissals, as_of_s, event_timestamp"
+    return {
+        table: query(
+            settings, f"SELECT {KEY_COLUMNS[entity]}, {columns} FROM {table} ORDER BY 1, event_timestamp"
+        )
+        for entity, table in COUNTER_VIEWS.items()
+    }
+
+
+def latest_online(settings) -> dict:
+    rows = {}
+    for entity, table in COUNTER_VIEWS.items():
+        for key, *counts in query(
+            settings,
+            f"SELECT DISTINCT ON ({KEY_COLUMNS[entity]}) {KEY_COLUMNS[entity]}, impressions, clicks, conversions,"
+            f" dismissals FROM {table} ORDER BY {KEY_COLUMNS[entity]}, event_timestamp DESC",
+        ):
+            rows[entity, key] = np.array(counts)
+    return rows
+
+
+def assert_online_is_current(settings, online):
+    expected = latest_online(settings)
+    assert online.rows.keys() == expected.keys()
+    for key, counters in online.rows.items():
+        assert np.array_equal(counters.counts, expected[key])
+
+
+def test_every_event_is_folded_once_however_often_the_projector_runs(settings, project):
+    import_events(settings, 50)
+
+    assert project().run() == 50
+    before = feature_rows(settings)
+    assert project().run() == 0
+    assert feature_rows(settings) == before
+
+
+def test_the_size_of_batches_and_restarts_between_them_do_not_matter(settings, project):
+    import_events(settings, 60)
+    project(batch_events=1_000).run()
+    at_once = feature_rows(settings)
+
+    query(settings, "UPDATE projection SET folded_until = '-infinity'")
+    for table in COUNTER_VIEWS.values():
+        query(settings, f"TRUNCATE {table}")
+    while project(batch_events=7)._run_batch():
+        pass
+
+    assert feature_rows(settings) == at_once
+
+
+def test_a_rebuild_from_scratch_gives_the_same_rows_after_late_and_live_events(settings, database, project):
+    import_events(settings, 60)
+    project(batch_events=11).run()
+    log_events(database, event("late", at=START), event("now", at=datetime.now(UTC)))
+    project().run()
+    before = feature_rows(settings)
+
+    assert project(batch_events=13).rebuild() == 62
+
+    assert feature_rows(settings) == before
+
+
+def test_history_that_is_imported_later_is_folded_as_if_it_had_come_first(settings, project):
+    import_events(settings, 30)
+    project().run()
+    import_events(settings, 30, START - timedelta(days=1), prefix="older")
+
+    project().run()
+    after = feature_rows(settings)
+    project().rebuild()
+
+    assert feature_rows(settings) == after
+    first_seen = min(row[-1] for row in after["user_activity"])
+    assert first_seen < START - timedelta(hours=12)
+
+
+def test_a_crash_before_the_commit_leaves_nothing_and_loses_nothing(settings, project, monkeypatch):
+    import_events(settings, 20)
+    projector = project()
+
+    def crash(self, moment):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("app.adapters.feature_tables.ProjectionBatch.set_folded_until", crash)
+        with pytest.raises(KeyboardInterrupt):
+            projector.run()
+    assert not any(feature_rows(settings).values())
+
+    assert project().run() == 20
+
+
+def test_what_was_committed_before_a_crash_reaches_the_online_store_after_it(settings, project, online):
+    import_events(settings, 20)
+    project().run()
+    import_events(settings, 5, datetime.now(UTC) - timedelta(minutes=1), prefix="more")
+    online.is_down = True  # as if the process had died between the commit and the write
+    project().run()
+    online.is_down = False
+
+    project().run()
+
+    assert_online_is_current(settings, online)
+
+
+def test_an_online_store_that_lost_its_data_gets_all_of_it_again(settings, project, online):
+    import_events(settings, 20)
+    project().run()
+    online.lose_everything()
+
+    project().run()
+
+    assert_online_is_current(settings, online)
+
+
+def test_the_online_store_holds_the_rebuilt_rows_after_a_rebuild(settings, project, online):
+    import_events(settings, 20)
+    project().run()
+    import_events(settings, 20, START - timedelta(days=1), prefix="older")
+
+    project().run()
+
+    assert_online_is_current(settings, online)
+
+
+def test_changed_half_lives_are_refused_until_a_rebuild(settings, database, project):
+    import_events(settings, 5)
+    project().run()
+    log_events(database, event("e-new", user_id="u0"))
+    changed = project(half_lives_s=(60.0, 3_600.0))
+
+    with pytest.raises(ConfigurationError, match="rebuild-features"):
+        changed.run()
+
+    assert changed.rebuild() == 6
+
+
+def test_a_projector_sees_what_another_one_has_folded_in_between(settings, database, project):
+    import_events(settings, 10)
+    first = project()
+    first.run()
+    log_events(database, event("e-a", user_id="u0"))
+    project().run()
+    log_events(database, event("e-b", user_id="u0"))
+
+    first.run()
+    before = feature_rows(settings)
+    project().rebuild()
+
+    assert feature_rows(settings) == before
+
+
+def test_only_one_projector_runs_at_a_time(database):
+    tables = FeatureTables(database)
+
+    with tables.exclusive() as first, FeatureTables(database).exclusive() as second:
+        assert (first, second) == (True, False)
+    with tables.exclusive() as again:
+        assert again
+
+
+def test_a_snapshot_follows_the_catalog_and_the_counters(settings, database, project):
+    source = SnapshotSource(database)
+    import_events(settings, 20)
+    project().run()
+    first = source.refresh(empty_snapshot(settings.half_lives_s))
+    assert source.refresh(first) is first
+
+    with open_import(settings) as loader:
+        loader.add(proposition("p0", is_active=False))
+        loader.add(proposition("p1", category="news", value=2.0))
+        loader.finish(False)
+    log_events(database, event("live", "click", "p1", datetime.now(UTC)))
+    project().run()
+    second = source.refresh(first)
+
+    assert [p.is_active for p in second.catalog.propositions] == [False, True]
+    from_scratch = source.refresh(empty_snapshot(settings.half_lives_s))
+    assert np.array_equal(second.performance.counts, from_scratch.performance.counts)
+    assert second.attributes.values["category"].tolist() == ["", "news"]
+    expected = latest_online(settings)[EntityName.PROPOSITION, "p1"]
+    assert np.array_equal(second.performance.counts[second.catalog.index["p1"]], expected)
+
+
+def test_a_rebuild_reaches_snapshots_though_no_row_is_newer(settings, database, project):
+    source = SnapshotSource(database)
+    import_events(settings, 20)
+    project().run()
+    first = source.refresh(empty_snapshot(settings.half_lives_s))
+    import_events(settings, 20, START - timedelta(days=1), prefix="older")
+    project().run()
+
+    second = source.refresh(first)
+
+    expected = latest_online(settings)[EntityName.PROPOSITION, "p0"]
+    assert np.array_equal(second.performance.counts[0], expected)
+    assert not np.array_equal(second.performance.counts[0], first.performance.counts[0])

@@ -15,7 +15,7 @@ from flask import Flask
 from prometheus_client import CollectorRegistry
 
 from app.adapters import import_loader
-from app.adapters.database import Database, wait_cooperatively
+from app.adapters.database import batch_database, service_database, wait_cooperatively
 from app.adapters.decision_log import PostgresDecisionLog
 from app.adapters.embedded import EmbeddedServers
 from app.adapters.event_log import PostgresEventLog
@@ -24,11 +24,10 @@ from app.adapters.import_loader import ImportLoader
 from app.adapters.redis_client import RedisProbe, connect_redis
 from app.adapters.snapshots import SnapshotFile, SnapshotSource
 from app.api.factory import ApiServices, create_app
-from app.api.health import DependencyStatus, Health
+from app.api.health import DependencyStatus
 from app.api.logs import configure_logging
 from app.api.metrics import ServingMetrics
 from app.domain.catalog import Catalog
-from app.domain.rules import RulesWeights
 from app.domain.types import Proposition, Slate, SuggestRequest
 from app.events.project import Projector
 from app.serving.decisions import DecisionQueue
@@ -43,26 +42,6 @@ DECISION_FLUSH_S = 0.5
 
 def embedded_servers(settings: Settings) -> EmbeddedServers:
     return EmbeddedServers(settings.embedded_dir)
-
-
-def service_database(settings: Settings) -> Database:
-    """For short statements on the way of a request."""
-    return Database(
-        settings.postgres_url,
-        settings.database_pool_size,
-        settings.database_connect_timeout_s,
-        settings.database_timeout_ms,
-    )
-
-
-def batch_database(settings: Settings) -> Database:
-    """For imports, replays and training, whose statements take long."""
-    return Database(
-        settings.postgres_url,
-        settings.database_pool_size,
-        settings.database_connect_timeout_s,
-        settings.database_batch_timeout_ms,
-    )
 
 
 def migrate_database(settings: Settings, up_to: str = "head", down_to: str | None = None) -> str | None:
@@ -116,7 +95,7 @@ def build_api(settings: Settings) -> tuple[ApiServices, Background, CollectorReg
         PostgresDecisionLog(database), settings.decision_queue_size, metrics.decisions_dropped
     )
 
-    rules = RulesRanker(lambda: snapshot.current, _rules_weights(settings))
+    rules = RulesRanker(lambda: snapshot.current, settings.rules_weights)
     by_model = ModelRanker(
         lambda: model.current,
         lambda: snapshot.current,
@@ -158,7 +137,7 @@ def build_api(settings: Settings) -> tuple[ApiServices, Background, CollectorReg
     services = ApiServices(
         suggest=Suggest(ranker, on_decision),
         event_log=PostgresEventLog(database, settings.context_fields),
-        health=Health(is_ready=lambda: snapshot.is_loaded, check=check),
+        check_health=check,
         flush_decisions=decisions.flush,
     )
     return services, background, registry
@@ -174,15 +153,6 @@ def web() -> Flask:
     atexit.register(services.flush_decisions)
     background.start()
     return app
-
-
-def _rules_weights(settings: Settings) -> RulesWeights:
-    return RulesWeights(
-        frequency=settings.rules_weight_frequency,
-        recency=settings.rules_weight_recency,
-        context=settings.rules_weight_context,
-        recency_half_life_s=settings.rules_recency_half_life_s,
-    )
 
 
 def _default_catalog(settings: Settings) -> Catalog:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from app.domain.errors import ConfigurationError
+from app.domain.rules import RulesWeights
 
 CommaSeparated = NoDecode
 
@@ -205,6 +206,15 @@ class Settings(BaseSettings):
             return self.feature_repo_dir
         (installed,) = find_spec("feature_repo").submodule_search_locations
         return Path(installed)
+
+    @property
+    def rules_weights(self) -> RulesWeights:
+        return RulesWeights(
+            frequency=self.rules_weight_frequency,
+            recency=self.rules_weight_recency,
+            context=self.rules_weight_context,
+            recency_half_life_s=self.rules_recency_half_life_s,
+        )
 
     @property
     def max_future(self) -> timedelta:

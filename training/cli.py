@@ -18,15 +18,13 @@ def train(
     seed: Annotated[int, typer.Option(help="Two runs on the same data with one seed give one model.")] = 7,
 ) -> None:
     """Train a ranker on the recorded slates and report how it does on later ones."""
-    from app.adapters.database import Database
+    from app.adapters.database import service_database
     from training.registry import ModelTable
     from training.run import train_model
 
     settings = load_settings()
     trained = train_model(settings, datetime.now(UTC), seed, lambda step: console.print(f"{step} ..."))
-    database = Database(
-        settings.postgres_url, 1, settings.database_connect_timeout_s, settings.database_timeout_ms
-    )
+    database = service_database(settings)
     ModelTable(database).add(trained.version, trained.manifest)
     _print_report(trained.report)
     console.print(

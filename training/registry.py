@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy import text
 
-from app.adapters.database import Database
+from app.adapters.database import Database, service_database
 from app.adapters.feature_store import RegistrySchema
 from app.adapters.model_store import ModelStore
 from app.domain.errors import ModelRefused
@@ -62,7 +62,5 @@ class Promotions:
 
 
 def open_promotions(settings: Settings) -> Promotions:
-    database = Database(
-        settings.postgres_url, 1, settings.database_connect_timeout_s, settings.database_timeout_ms
-    )
+    database = service_database(settings)
     return Promotions(ModelStore(settings.model_dir), ModelTable(database), RegistrySchema(settings))

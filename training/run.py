@@ -54,7 +54,7 @@ def train_model(
         {
             MODEL: booster.inplace_predict(test, validate_features=False),
             "logistic": baseline.predict_proba(test)[:, 1],
-            "rules": _rules_scores(spec, test, _weights(settings)),
+            "rules": _rules_scores(spec, test, settings.rules_weights),
             POPULARITY: test[:, _column(spec, EntityName.PROPOSITION, "click_rate")],
             "random": np.random.default_rng(seed).random(len(split.test)),
         },
@@ -81,15 +81,6 @@ def _rules_scores(spec: MatrixSpec, test: np.ndarray, weights: RulesWeights) -> 
         test[:, _column(spec, EntityName.CONTEXT_PROPOSITION, "click_rate")],
         test[:, _column(spec, EntityName.PROPOSITION, "idle_days")] * SECONDS_PER_DAY,
         weights,
-    )
-
-
-def _weights(settings: Settings) -> RulesWeights:
-    return RulesWeights(
-        settings.rules_weight_frequency,
-        settings.rules_weight_recency,
-        settings.rules_weight_context,
-        settings.rules_recency_half_life_s,
     )
 
 

@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.domain.errors import StoreUnavailable
+from app.settings import Settings
 
 
 class Database:
@@ -75,6 +76,25 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def service_database(settings: Settings) -> Database:
+    """For short statements on the way of a request."""
+    return _database(settings, settings.database_timeout_ms)
+
+
+def batch_database(settings: Settings) -> Database:
+    """For imports, replays and training, whose statements take long."""
+    return _database(settings, settings.database_batch_timeout_ms)
+
+
+def _database(settings: Settings, statement_timeout_ms: int) -> Database:
+    return Database(
+        settings.postgres_url,
+        settings.database_pool_size,
+        settings.database_connect_timeout_s,
+        statement_timeout_ms,
+    )
 
 
 def _first_line(error: Exception) -> str:

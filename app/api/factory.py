@@ -1,6 +1,6 @@
 """The Flask application, from services that are ready to use."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
 
 from app.api.events import event_routes
-from app.api.health import Health, health_routes
+from app.api.health import DependencyStatus, health_routes
 from app.api.logs import log_requests
 from app.api.problems import Problem, invalid_body, register_error_handlers
 from app.api.suggest import suggest_routes
@@ -25,7 +25,7 @@ from app.settings import Settings
 class ApiServices:
     suggest: Suggest
     event_log: EventLog
-    health: Health
+    check_health: Callable[[], Mapping[str, DependencyStatus]]
     flush_decisions: Callable[[], None]
 
 
@@ -63,7 +63,7 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
     app.register_api(
         event_routes(services.event_log, settings.zone, settings.max_future, settings.max_batch_events)
     )
-    app.register_api(health_routes(services.health))
+    app.register_api(health_routes(services.check_health))
     app.add_url_rule("/openapi.json", "openapi_json", lambda: app.api_doc)
     app.add_url_rule("/docs", "docs", lambda: redirect("/docs/swagger"))
     GunicornInternalPrometheusMetrics(app, group_by="url_rule", registry=registry)

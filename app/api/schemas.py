@@ -96,5 +96,5 @@ class DependencyOut(BaseModel):
 
 
 class HealthOut(BaseModel):
-    status: str = Field(description="up, degraded or down.")
+    status: str = Field(description="up, or degraded when a dependency is down.")
     dependencies: dict[str, DependencyOut]

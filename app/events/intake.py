@@ -3,17 +3,20 @@
 The HTTP service and the import share these schemas, so both refuse the same things in the same words.
 """
 
+import json
 import uuid
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Annotated, Any, Literal
 
+import orjson
 from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from app.domain.context import complete_context, is_valid_id
 from app.domain.types import Event, EventType, Proposition, User
 
 MAX_CONTEXT_FIELDS = 32
-EARLIEST = datetime(1900, 1, 1, tzinfo=UTC)
+EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
+MAX_ATTRIBUTES_BYTES = 65_536
 
 
 def _valid_id(value: str) -> str:
@@ -28,9 +31,28 @@ def _timestamp_text(value: Any) -> Any:
     return value
 
 
-def _not_ancient(value: datetime) -> datetime:
-    if value < EARLIEST:
-        raise ValueError("lies before 1900")
+def _within_reach(value: datetime) -> datetime:
+    if not EARLIEST <= value < LATEST:
+        raise ValueError("lies before 1900 or after 9000; leave it out for never")
+    return value
+
+
+def _storable_text(value: str) -> str:
+    if "\x00" in value:
+        raise ValueError("must not hold the character U+0000")
+    return value
+
+
+def _storable_attributes(value: dict[str, Any]) -> dict[str, Any]:
+    """Refuses what JSON in PostgreSQL cannot hold: NaN, lone surrogates, U+0000, endless nesting."""
+    try:
+        encoded = orjson.dumps(json.loads(json.dumps(value, allow_nan=False)))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(f"is not plain JSON: {error}") from error
+    if b"\\u0000" in encoded:
+        raise ValueError("must not hold the character U+0000")
+    if len(encoded) > MAX_ATTRIBUTES_BYTES:
+        raise ValueError(f"is larger than {MAX_ATTRIBUTES_BYTES} bytes")
     return value
 
 
@@ -39,9 +61,9 @@ Id = Annotated[
     AfterValidator(_valid_id),
     Field(min_length=1, max_length=200, strict=True, json_schema_extra={"examples": ["u-1"]}),
 ]
-Text = Annotated[str, Field(max_length=1_000, strict=True)]
+Text = Annotated[str, Field(max_length=1_000, strict=True), AfterValidator(_storable_text)]
 # RFC 3339 text with an offset: a number could mean seconds or milliseconds.
-Timestamp = Annotated[AwareDatetime, BeforeValidator(_timestamp_text), AfterValidator(_not_ancient)]
+Timestamp = Annotated[AwareDatetime, BeforeValidator(_timestamp_text), AfterValidator(_within_reach)]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 ContextName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Context = Annotated[
@@ -52,7 +74,7 @@ Context = Annotated[
         json_schema_extra={"examples": [{"page": "home", "device": "phone"}]},
     ),
 ]
-Attributes = Annotated[dict[str, Any], Field(max_length=200)]
+Attributes = Annotated[dict[str, Any], Field(max_length=200), AfterValidator(_storable_attributes)]
 
 
 class Strict(BaseModel):

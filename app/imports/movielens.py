@@ -143,8 +143,10 @@ def _table(path: Path, suffix: str) -> Iterator[Line]:
 
 def _open(path: Path, name: str) -> IO[str]:
     if path.is_dir():
-        return (path / name).open(encoding="utf-8", errors="replace")
-    return TextIOWrapper(zipfile.ZipFile(path).open(f"{_FOLDER_IN_WHEEL}/{name}"), "utf-8", errors="replace")
+        return (path / name).open(encoding="utf-8", errors="surrogateescape")
+    return TextIOWrapper(
+        zipfile.ZipFile(path).open(f"{_FOLDER_IN_WHEEL}/{name}"), "utf-8", errors="surrogateescape"
+    )
 
 
 def _cell(row: Mapping[str, str], name: str) -> str:

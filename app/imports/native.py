@@ -78,7 +78,7 @@ def _no_constant(name: str) -> None:
 
 
 def _csv_lines(path: Path) -> Iterator[Line]:
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         rows = csv.DictReader(file, restkey="")
         while True:
             try:

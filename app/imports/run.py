@@ -79,5 +79,5 @@ def _reject_record(reject: Reject) -> dict:
         "file": str(reject.line.path),
         "line": reject.line.number,
         "reason": reject.reason,
-        "content": shown[:2_000],
+        "content": shown[:2_000].encode(errors="replace").decode(),
     }

@@ -14,13 +14,12 @@ import pytest
 import redis
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres import PostgreSQLOfflineStore
 
-from app.adapters.database import Database
+from app.adapters.database import Database, batch_database
 from app.adapters.event_log import PostgresEventLog
 from app.adapters.feature_store import OnlineFeatureWriter, load_schema, open_feature_store
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import connect_redis
-from app.bootstrap import batch_database
 from app.domain.errors import FeaturesUnavailable
 from app.domain.types import FeatureState
 from app.events.project import Projector

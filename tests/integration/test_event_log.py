@@ -3,9 +3,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from sqlalchemy import text
 
-from app.adapters.database import Database
+from app.adapters.database import Database, service_database
 from app.adapters.event_log import PostgresEventLog, advance_head
-from app.bootstrap import service_database
 from app.domain.errors import StoreUnavailable
 from tests.builders import CONTEXT_FIELDS, NOON, count, event, query
 

@@ -3,10 +3,11 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
+from app.adapters.database import batch_database
 from app.adapters.event_log import PostgresEventLog
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.snapshots import SnapshotSource
-from app.bootstrap import batch_database, open_import
+from app.bootstrap import open_import
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.events.project import Projector
 from app.features.fold import COUNTER_VIEWS, KEY_COLUMNS

@@ -95,6 +95,38 @@ def test_csv_propositions_have_tags_flags_and_numbers(tmp_path):
     assert rejects[0].line.number == 3 and rejects[0].reason.startswith("value:")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("title", "a\x00b"),
+        ("title", "\ud800"),
+        ("attributes", {"k": ["a\x00b"]}),
+        ("attributes", {"k": "\ud800"}),
+        ("attributes", {"\ud800": 1}),
+        ("attributes", {"k": "x" * 70_000}),
+        ("ends_at", "9999-12-31T23:59:59-05:00"),
+        ("value", 10**400),
+    ],
+)
+def test_what_no_store_could_hold_is_rejected_by_field(tmp_path, field, value):
+    path = write_lines(tmp_path / "propositions.jsonl", {"proposition_id": "p1", "title": "T", field: value})
+
+    records, (reject,) = parsed(native.parse([path], RULES))
+
+    assert records == []
+    assert reject.reason.startswith(field)
+
+
+def test_text_that_is_not_utf_8_is_rejected_not_altered(tmp_path):
+    path = tmp_path / "propositions.csv"
+    path.write_bytes(b"proposition_id,title\np1,Caf\xe9\np2,Tea\n")
+
+    records, (reject,) = parsed(native.parse([path], RULES))
+
+    assert [record.proposition_id for record in records] == ["p2"]
+    assert reject.line.number == 2
+
+
 def test_users_and_propositions_come_before_events_however_the_files_are_given(tmp_path):
     paths = [
         write_lines(tmp_path / "events.jsonl", GOOD_EVENT),

@@ -116,7 +116,7 @@ def wait_cooperatively(timeout_s: float) -> None:
             reading = [connection] if state == psycopg2.extensions.POLL_READ else []
             writing = [connection] if state == psycopg2.extensions.POLL_WRITE else []
             if not any(select.select(reading, writing, [], timeout_s)):
-                connection.close()
+                # psycopg2 closes the connection itself; to close it here would wait for a lock that it holds.
                 raise psycopg2.OperationalError(f"no reply within {timeout_s:g} s")
 
     psycopg2.extensions.set_wait_callback(wait)

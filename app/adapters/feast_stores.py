@@ -157,7 +157,11 @@ class RegistryUrlFromSettings(CreateEnginePlugin):
         super().__init__(url, kwargs)
 
     def update_url(self, url: URL) -> URL:
-        address = make_url(load_settings().postgres_url.replace("postgres://", "postgresql://", 1))
+        settings = load_settings()
+        address = make_url(settings.postgres_url.replace("postgres://", "postgresql://", 1))
         return address.set(drivername="postgresql+psycopg").update_query_dict(
-            {"options": f"-c search_path={FEAST_SCHEMA}"}
+            {
+                "options": f"-c search_path={FEAST_SCHEMA}",
+                "connect_timeout": str(settings.database_connect_timeout_s),
+            }
         )

@@ -15,6 +15,7 @@ from app.domain.context import complete_context, is_valid_id
 from app.domain.types import Event, EventType, Proposition, User
 
 MAX_CONTEXT_FIELDS = 32
+MAX_TAGS = 100
 EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 MAX_ATTRIBUTES_BYTES = 65_536
 
@@ -141,7 +142,7 @@ class PropositionIn(Strict):
     proposition_id: Id
     title: Text
     category: Id | None = None
-    tags: Annotated[list[Id], Field(max_length=100)] = Field(default_factory=list)
+    tags: Annotated[list[Id], Field(max_length=MAX_TAGS)] = Field(default_factory=list)
     value: Annotated[float, Field(allow_inf_nan=False)] | None = None
     is_active: bool = True
     starts_at: Timestamp | None = None

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from app.domain.context import is_valid_id
 from app.domain.errors import ImportRefused
+from app.events.intake import MAX_TAGS
 from app.imports.records import (
     BadLine,
     ImportRules,
@@ -81,12 +83,18 @@ def _item(event: Mapping[str, Any]) -> Iterator[_Datum]:
             "proposition_id": proposition_id,
             "title": str(fields.pop("title", proposition_id)),
             "category": genres[0] if genres else None,
-            "tags": list(dict.fromkeys([*genres, *tags])),
+            "tags": _clean_tags([*genres, *tags]),
             "value": fields.pop("value", None),
             "attributes": fields,
             "created_at": _timestamp(event),
         },
     )
+
+
+def _clean_tags(texts: Iterable[Any]) -> list[str]:
+    """Tags as people typed them: trimmed, each once, without those that cannot be an id."""
+    trimmed = (str(text).strip() for text in texts)
+    return [tag for tag in dict.fromkeys(trimmed) if is_valid_id(tag)][:MAX_TAGS]
 
 
 def _user(event: Mapping[str, Any]) -> Iterator[_Datum]:

@@ -9,10 +9,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+import psutil
 import pytest
 
 from app.adapters.embedded import EmbeddedServers
@@ -63,6 +65,20 @@ class Stack:
         (pid,) = [server.pid for server in self.servers.status() if server.name == name]
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not any(s.is_running for s in self.servers.status() if s.name == name))
+
+    @contextmanager
+    def frozen(self, name: str) -> Iterator[None]:
+        """A server that accepts connections and never replies."""
+        (pid,) = [server.pid for server in self.servers.status() if server.name == name]
+        server = psutil.Process(pid)
+        family = [server, *server.children()]
+        for process in family:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in family:
+                process.resume()
 
     def ask(self, path: str, body: dict | None = None) -> tuple[int, dict, dict]:
         """Status, headers and body of the answer."""
@@ -222,6 +238,26 @@ def test_with_postgres_killed_slates_still_come_and_events_are_refused_for_now(s
     assert status == 503 and int(headers["Retry-After"]) > 0
     assert headers["Content-Type"] == "application/problem+json" and body["status"] == 503
     stack.servers.up(die_with_parent=True)
+    wait_until(lambda: stack.ask("/log_event", {"event_type": "click", "proposition_id": "50"})[0] == 202)
+
+
+def test_with_redis_frozen_a_full_slate_comes_within_the_deadline_of_redis(stack):
+    with stack.frozen("redis"):
+        slates = [stack.suggest(user_id, limit=10) for user_id in USERS[:20]]
+
+    assert all(len(slate["propositions"]) == 10 for slate in slates)
+    assert {slate["degradation_level"] for slate in slates} == {2}
+
+
+def test_with_postgres_frozen_slates_still_come_and_events_are_refused_not_hung(stack):
+    with stack.frozen("postgres"):
+        statuses = [
+            stack.ask("/log_event", {"event_type": "click", "proposition_id": "50"})[0] for _ in range(4)
+        ]
+        slates = [stack.suggest(user_id, limit=10) for user_id in USERS[:20]]
+
+    assert statuses == [503] * 4
+    assert {(slate["strategy"], slate["degradation_level"]) for slate in slates} == {("model", 0)}
     wait_until(lambda: stack.ask("/log_event", {"event_type": "click", "proposition_id": "50"})[0] == 202)
 
 

@@ -153,7 +153,11 @@ def test_a_metarank_ranking_is_an_impression_per_item_and_its_clicks_join_the_sl
             "id": "1",
             "item": "p1",
             "timestamp": when,
-            "fields": [{"name": "title", "value": "T"}, {"name": "genres", "value": ["drama", "war"]}],
+            "fields": [
+                {"name": "title", "value": "T"},
+                {"name": "genres", "value": ["drama", "war"]},
+                {"name": "tags", "value": [" war ", "", "x\x00y", "long"]},
+            ],
         },
         {
             "event": "ranking",
@@ -178,7 +182,7 @@ def test_a_metarank_ranking_is_an_impression_per_item_and_its_clicks_join_the_sl
 
     records, rejects = parsed(metarank.parse([path], RULES))
 
-    assert records[0].category == "drama" and records[0].tags == ("drama", "war")
+    assert records[0].category == "drama" and records[0].tags == ("drama", "war", "long")
     assert [(r.event_type, r.proposition_id, r.position, r.request_id) for r in records[1:]] == [
         ("impression", "p1", 1, "r1"),
         ("impression", "p2", 2, "r1"),

@@ -27,6 +27,7 @@ from app.domain.errors import ConfigurationError, StoreUnavailable
 
 START_TIMEOUT_S = 30.0
 DATABASE = "propositions"
+CLIENT_ERRORS = (psycopg2.OperationalError, redis.RedisError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class EmbeddedServers:
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for server in self._servers:
-            if not server.status().is_running:
+            if not server.is_answering():
                 server.start(die_with_parent)
         addresses = {server.setting: server.url for server in self._servers}
         _write_private(self._addresses, json.dumps(addresses, indent=2))
@@ -118,6 +119,13 @@ class _Server:
         is_running = pid is not None and _is_process(pid, self.data)
         return ServerStatus(self.name, is_running, pid if is_running else None, port)
 
+    def is_answering(self) -> bool:
+        """True if the process lives and replies: a killed one may still be listed for a moment."""
+        try:
+            return self.status().is_running and self.ping() is None
+        except CLIENT_ERRORS:
+            return False
+
     def start(self, die_with_parent: bool) -> None:
         if "password" not in self.state:
             self._save(password=secrets.token_hex(16))
@@ -144,7 +152,7 @@ class _Server:
         while True:
             try:
                 return self.ping()
-            except (psycopg2.OperationalError, redis.RedisError) as error:
+            except CLIENT_ERRORS as error:
                 if process.poll() is not None or time.monotonic() > deadline:
                     tail = self.log.read_text(errors="replace")[-2_000:]
                     raise StoreUnavailable(

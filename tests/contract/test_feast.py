@@ -7,6 +7,8 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import numpy as np
 import pandas as pd
@@ -293,6 +295,49 @@ def test_the_stock_command_works_inside_the_feature_repo(settings, arguments):
 
     assert done.returncode == 0, done.stderr
     assert "No changes" in done.stdout or "user" in done.stdout
+
+
+def test_the_stock_ui_serves_the_registry(settings):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    feast = Path(sys.executable).with_name("feast")
+    command = [feast, "ui", "--host", "127.0.0.1", "--port", str(port)]
+    ui = subprocess.Popen(
+        command, cwd=settings.feature_repo, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                with urlopen(f"http://127.0.0.1:{port}/", timeout=5) as page:
+                    assert "<html" in page.read().decode()
+                return
+            except URLError:
+                assert ui.poll() is None and time.monotonic() < deadline
+                time.sleep(0.1)
+    finally:
+        ui.kill()
+        ui.wait()
+
+
+def test_a_push_source_takes_rows_as_stock_feast_sends_them(store):
+    frame = pd.DataFrame(
+        {
+            "user_id": ["pushed"],
+            **{name: [[1.0, 2.0, 3.0, 4.0]] for name in COUNTER_FIELDS},
+            "as_of_s": [YESTERDAY.timestamp()],
+            "event_timestamp": [YESTERDAY],
+            "created_timestamp": [YESTERDAY],
+        }
+    )
+
+    store.push("user_activity_push", frame)
+
+    read = store.get_online_features(
+        features=["user_activity:clicks"], entity_rows=[{"user_id": "pushed"}]
+    ).to_dict()
+    assert read["clicks"] == [[1.0, 2.0, 3.0, 4.0]]
 
 
 def test_no_address_and_no_password_stands_in_the_feature_repo(settings):

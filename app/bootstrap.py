@@ -84,7 +84,7 @@ def build_api(settings: Settings) -> tuple[ApiServices, Background, CollectorReg
     metrics = ServingMetrics(registry)
     database = service_database(settings)
     online_store = connect_redis(settings.redis_address, settings.redis_timeout_ms)
-    models = ModelStore(settings.model_dir)
+    models = ModelStore(settings.model_dir, settings.half_lives_s)
 
     snapshot = LiveSnapshot(
         SnapshotSource(database), SnapshotFile(settings.snapshot_dir), settings.half_lives_s

@@ -55,7 +55,8 @@ def list_models() -> None:
     """Show the versions on this machine; the one that serves is marked."""
     from app.adapters.model_store import ModelStore
 
-    store = ModelStore(load_settings().model_dir)
+    settings = load_settings()
+    store = ModelStore(settings.model_dir, settings.half_lives_s)
     active = store.active()
     for version in store.versions():
         ndcg = store.manifest(version)["metrics"]["rankers"]["xgboost"]["ndcg@10"]["mean"]

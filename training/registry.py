@@ -63,4 +63,6 @@ class Promotions:
 
 def open_promotions(settings: Settings) -> Promotions:
     database = service_database(settings)
-    return Promotions(ModelStore(settings.model_dir), ModelTable(database), RegistrySchema(settings))
+    return Promotions(
+        ModelStore(settings.model_dir, settings.half_lives_s), ModelTable(database), RegistrySchema(settings)
+    )

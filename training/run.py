@@ -66,7 +66,7 @@ def train_model(
     version = f"{now:%Y%m%dT%H%M%S}"
     manifest = _manifest(version, now, seed, spec, split, report, booster.num_boosted_rounds())
     files = {RANKER: bytes(booster.save_raw("ubj")), BASELINE: pickle.dumps(baseline)}
-    ModelStore(settings.model_dir).write(version, files, manifest)
+    ModelStore(settings.model_dir, settings.half_lives_s).write(version, files, manifest)
     return TrainedModel(version, report, manifest)
 
 

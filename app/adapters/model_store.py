@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,10 @@ class XGBoostModel:
     booster: xgboost.Booster
 
     def score(self, matrix: np.ndarray) -> np.ndarray:
-        return self.booster.inplace_predict(matrix)
+        try:
+            return self.booster.inplace_predict(matrix)
+        except (xgboost.core.XGBoostError, ValueError) as error:
+            raise ModelRefused(f"model {self.version} cannot score: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +42,14 @@ class ActiveVersion:
 
 
 class ModelStore:
-    """Folders `<root>/<version>/` with a manifest that names every file's SHA-256."""
+    """Folders `<root>/<version>/` with a manifest that names every file's SHA-256.
 
-    def __init__(self, root: Path) -> None:
+    `half_lives_s` are those of the counters that are kept now; models for others are refused.
+    """
+
+    def __init__(self, root: Path, half_lives_s: Sequence[float]) -> None:
         self._root = root
+        self._half_lives_s = tuple(half_lives_s)
 
     def folder(self, version: str) -> Path:
         return self._root / version
@@ -90,6 +97,11 @@ class ModelStore:
             raise ModelRefused(
                 f"model {version} was trained for feature schema {spec.schema.hash()[:12]}, the feature repo "
                 f"declares {schema.hash()[:12]}: train again"
+            )
+        if spec.half_lives_s != self._half_lives_s:
+            raise ModelRefused(
+                f"model {version} reads half-lives {spec.half_lives_s}, HALF_LIVES_S is {self._half_lives_s}: "
+                "train again"
             )
         content = self._verified(version, RANKER, hashes)
         try:

@@ -184,12 +184,13 @@ def learn_spec(
 
 
 def encode(texts: np.ndarray, vocabulary: Sequence[str]) -> np.ndarray:
-    """Position of each text in the sorted vocabulary as float64; NaN for any other text.
+    """Position of each text in the sorted vocabulary as float64; NaN for any other text,
+    and for a column in which nothing is known.
 
     >>> encode(np.array(["b", "x", ""]), ["a", "b"]).tolist()
     [1.0, nan, nan]
     """
-    if not vocabulary:
+    if not vocabulary or texts.dtype.kind != "U":
         return np.full(len(texts), np.nan)
     known = np.asarray(vocabulary)
     positions = np.minimum(np.searchsorted(known, texts), len(known) - 1)

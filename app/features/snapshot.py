@@ -4,7 +4,7 @@ A snapshot never changes. `with_changes` makes the next one and shares what stay
 refresh costs as much as there is news, and a request keeps the snapshot it began with.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -66,6 +66,12 @@ class Snapshot:
     performance: Rows
     contexts: Mapping[str, ContextCounters]
     click_prior: ClickPrior
+
+    def attribute_rows(self, names: Iterable[str], positions: np.ndarray) -> Rows:
+        """Catalog fields of the candidates at `positions`; NaN for a field that no proposition has."""
+        unknown = np.full(len(positions), np.nan)
+        known = self.attributes.values
+        return Rows(None, None, {n: known[n][positions] if n in known else unknown for n in names})
 
     def context_performance(self, context_key: str, positions: np.ndarray) -> Rows:
         """Counters of the candidates at `positions` in one context: zeros where there are none."""
@@ -146,9 +152,9 @@ def _updated(rows: Rows, changes: Mapping[str, Counters], index: Mapping[str, in
 
 
 def _updated_attributes(rows: Rows, changes: Mapping[str, Mapping[str, Any]], catalog: Catalog) -> Rows:
-    if not changes:
-        return rows
     old_count = len(next(iter(rows.values.values()), ()))
+    if not changes and old_count == len(catalog):
+        return rows
     values = {}
     for name in {name for record in changes.values() for name in record} | set(rows.values):
         is_text = any(isinstance(record.get(name), str) for record in changes.values()) or (

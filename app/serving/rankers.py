@@ -42,9 +42,14 @@ class Fallback:
         try:
             return self._first.rank(request, request_id, now)
         except PropositionsError as error:
-            self._on_fallback(type(error).__name__)
             log.debug("%s cannot rank: %s", type(self._first).__name__, error)
-            return self._second.rank(request, request_id, now)
+            reason = type(error).__name__
+        except Exception:
+            # A bug in one ranker costs quality and an entry in the error log, never the answer.
+            log.exception("%s failed", type(self._first).__name__)
+            reason = "bug"
+        self._on_fallback(reason)
+        return self._second.rank(request, request_id, now)
 
 
 class ModelRanker:
@@ -229,7 +234,9 @@ def _rows_of(
 ) -> Rows:
     """The rows of a view for all candidates: one each, or one that stands for all."""
     if view.entity is EntityName.PROPOSITION:
-        return (snapshot.performance if view.has_counters else snapshot.attributes).take(candidates)
+        if view.has_counters:
+            return snapshot.performance.take(candidates)
+        return snapshot.attribute_rows(view.field_names, candidates)
     if view.entity is EntityName.CONTEXT_PROPOSITION:
         return snapshot.context_performance(request.context_key, candidates)
     if view.name not in online:

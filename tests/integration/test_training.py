@@ -59,7 +59,7 @@ def test_a_ranker_learns_what_each_user_likes_and_beats_the_baselines(settings):
     ndcg = {name: metrics["ndcg@10"].mean for name, metrics in trained.report.rankers.items()}
     assert ndcg["xgboost"] > 0.95 > ndcg["popularity"] + 0.1
     assert trained.report.paired["popularity"]["ndcg@10"].low > 0
-    manifest = ModelStore(settings.model_dir).manifest(trained.version)
+    manifest = ModelStore(settings.model_dir, settings.half_lives_s).manifest(trained.version)
     assert set(manifest["files_sha256"]) == {"ranker.ubj", "baseline.pkl"}
     assert manifest["windows"]["train"]["last"] <= manifest["windows"]["test"]["first"]
 
@@ -73,7 +73,7 @@ def test_the_same_seed_on_the_same_events_gives_the_same_model(settings):
     second = train_model(settings, now + timedelta(seconds=1), seed=3)
 
     hashes = [
-        ModelStore(settings.model_dir).manifest(trained.version)["files_sha256"]
+        ModelStore(settings.model_dir, settings.half_lives_s).manifest(trained.version)["files_sha256"]
         for trained in (first, second)
     ]
     assert hashes[0] == hashes[1]
@@ -178,4 +178,4 @@ def test_models_are_promoted_recorded_and_rolled_back(settings):
     assert promotions.roll_back() == first
     with pytest.raises(ModelRefused):
         promotions.promote("20000101T000000")
-    assert ModelStore(settings.model_dir).active().version == first
+    assert ModelStore(settings.model_dir, settings.half_lives_s).active().version == first

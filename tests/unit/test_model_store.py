@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 import xgboost
@@ -19,7 +17,7 @@ def booster(spec):
 
 @pytest.fixture
 def store(tmp_path, spec, booster):
-    store = ModelStore(tmp_path / "models")
+    store = ModelStore(tmp_path / "models", spec.half_lives_s)
     for version in ("v1", "v2"):
         store.write(version, {RANKER: bytes(booster.save_raw("ubj"))}, {"matrix": spec.to_json()})
     return store
@@ -54,14 +52,17 @@ def test_a_model_for_other_features_is_refused(store):
         store.load("v1", replace(SMALL_SCHEMA, service="ranker_v2"))
 
 
-def test_a_model_with_other_columns_than_its_manifest_is_refused(store, spec):
-    manifest_path = store.folder("v1") / "manifest.json"
-    manifest = json.loads(manifest_path.read_text())
-    manifest["matrix"]["half_lives_s"] = [60.0]
-    manifest_path.write_text(json.dumps(manifest))
+def test_a_model_for_other_half_lives_is_refused(store, tmp_path):
+    with pytest.raises(ModelRefused, match="HALF_LIVES_S"):
+        ModelStore(tmp_path / "models", (60.0,)).load("v1", SMALL_SCHEMA)
+
+
+def test_a_model_with_other_columns_than_its_manifest_is_refused(store, spec, booster):
+    booster.feature_names = list(reversed(spec.columns))
+    store.write("v3", {RANKER: bytes(booster.save_raw("ubj"))}, {"matrix": spec.to_json()})
 
     with pytest.raises(ModelRefused, match="columns"):
-        store.load("v1", SMALL_SCHEMA)
+        store.load("v3", SMALL_SCHEMA)
 
 
 def test_versions_are_immutable(store):

@@ -125,6 +125,25 @@ def test_rules_rank_when_the_online_store_is_down(spec):
     assert shown(slate) == ["loved", "dull"]
 
 
+def test_a_bug_in_the_model_ranker_costs_quality_not_the_answer(spec):
+    class BrokenModel(FakeModel):
+        def score(self, matrix):
+            raise ZeroDivisionError
+
+    assert rankers(BrokenModel(spec)).rank(request(), "r1", NOON).strategy is Strategy.RULES
+
+
+def test_propositions_without_any_attributes_are_scored(spec):
+    bare = empty_snapshot(HALF_LIVES).with_changes(
+        SnapshotChanges(SnapshotVersion(0, NOON, NOON), [proposition("a"), proposition("b")], {}, {}, {})
+    )
+
+    slate = rankers(FakeModel(spec), bare).rank(request(), "r1", NOON)
+
+    assert slate.strategy is Strategy.MODEL
+    assert shown(slate) == ["a", "b"]
+
+
 def test_rules_rank_when_there_is_no_model():
     assert rankers(None).rank(request(), "r1", NOON).strategy is Strategy.RULES
 

@@ -13,6 +13,9 @@ from app.domain.errors import StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+# Not JSON, too large, not declared as JSON: the body as a whole is the wrong field.
+BODY_ERRORS = (400, 413, 415)
+
 
 class FieldProblem(BaseModel):
     field: str = Field(description="Path of the wrong field, such as events.3.timestamp.")
@@ -72,7 +75,9 @@ def register_error_handlers(app: Flask, retry_after_s: int) -> None:
     def http_problem(error: HTTPException) -> Response:
         if error.response is not None:
             return error.response
-        response = problem_response(error.code or 500, error.name, error.description or error.name)
+        detail = error.description or error.name
+        errors = [FieldProblem(field="body", reason=detail)] if error.code in BODY_ERRORS else []
+        response = problem_response(error.code or 500, error.name, detail, errors)
         response.headers.extend(error.get_headers())
         response.mimetype = "application/problem+json"
         return response

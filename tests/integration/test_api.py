@@ -219,6 +219,7 @@ def test_what_is_no_json_of_sane_size_is_refused(settings, client, path, data, c
     assert answer.status_code == status
     assert answer.content_type == "application/problem+json"
     assert answer.get_json()["status"] == status
+    assert answer.get_json()["errors"][0]["field"] == "body"
     assert count(settings, "events") == 0
 
 

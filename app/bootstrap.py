@@ -83,7 +83,7 @@ def build_api(settings: Settings) -> tuple[ApiServices, Background, CollectorReg
     registry = CollectorRegistry()
     metrics = ServingMetrics(registry)
     database = service_database(settings)
-    online_store = connect_redis(settings.redis_address, settings.redis_timeout_ms)
+    online_store = connect_redis(settings.redis_address, settings.redis_timeout_ms, settings.redis_pool_size)
     models = ModelStore(settings.model_dir, settings.half_lives_s)
 
     snapshot = LiveSnapshot(
@@ -103,7 +103,7 @@ def build_api(settings: Settings) -> tuple[ApiServices, Background, CollectorReg
         rules,
         settings.candidate_budget,
     )
-    default = DefaultRanker(_default_catalog(settings))
+    default = DefaultRanker(_default_catalog(settings), lambda: snapshot.current)
     ranker = Fallback(by_model, Fallback(rules, default, metrics.fell_back), metrics.fell_back)
 
     def on_decision(request: SuggestRequest, slate: Slate) -> None:

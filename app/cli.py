@@ -196,9 +196,12 @@ def follow_events(stop: threading.Event) -> None:
     configure_logging(config.log_level)
     projector, tables = build_projector(config)
     with tables.exclusive() as is_only:
+        tables.prepare()
         while is_only and not stop.is_set():
             projector.run()
             stop.wait(config.project_poll_s)
+            if not projector.has_online_store:
+                return  # the feature repo may be applied by now
 
 
 @app.command("rebuild-features")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -47,7 +48,9 @@ def run_demo(once: bool) -> None:
     Raises:
         DemoFailed: names the step.
     """
+    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     settings = load_settings()
+    _check_port(settings)
     wheel = _data(settings)
     with _servers(settings):
         _run("migrate")
@@ -75,6 +78,12 @@ def _servers(settings: Settings) -> Iterator[None]:
     finally:
         if not ran_before:
             _run("down")
+
+
+def _check_port(settings: Settings) -> None:
+    with socket.socket() as probe:
+        if probe.connect_ex((settings.host, settings.port)) == 0:
+            raise DemoFailed(f"port {settings.port} is in use: choose another, as in `PORT=8081 make demo`")
 
 
 def _data(settings: Settings) -> Path:
@@ -278,7 +287,6 @@ def _show(slate: Mapping[str, Any]) -> None:
 
 def _serve_until_interrupted(service: _Service) -> None:
     _say(f"serving at {service.url} (documentation: {service.url}/docs) until Ctrl-C")
-    signal.signal(signal.SIGTERM, lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:
         while True:
             time.sleep(3_600)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict, SettingsError
 
 from app.domain.errors import ConfigurationError
 from app.domain.rules import RulesWeights
@@ -79,6 +79,13 @@ class Settings(BaseSettings):
         10_000,
         ge=100,
         description="Milliseconds that a bulk write to Redis (projection, materialization) may stall.",
+    )
+
+    redis_pool_size: int = Field(
+        200,
+        ge=1,
+        le=10_000,
+        description="Connections to Redis per web worker; requests beyond rank without it.",
     )
 
     half_lives_s: Annotated[tuple[float, ...], CommaSeparated] = Field(
@@ -265,12 +272,20 @@ def load_settings() -> Settings:
         ConfigurationError: lists every bad value at once.
     """
     try:
-        settings = Settings()
+        settings = Settings(_env_file=_env_file())
         # Absolute, because tools such as `feast` run in folders of their own.
         settings = settings.model_copy(update={"data_dir": _find_data_dir(settings)})
         return settings.model_copy(update=_embedded_addresses(settings))
     except ValidationError as error:
         raise ConfigurationError(_describe(error)) from error
+    except SettingsError as error:
+        raise ConfigurationError(f"a setting is wrong: {error}") from error
+
+
+def _env_file() -> Path:
+    """`.env` of this folder; inside the feature repo, where `feast` runs, that of the folder above."""
+    is_feature_repo = Path("feature_store.yaml").exists() and not Path(".env").exists()
+    return Path("../.env" if is_feature_repo else ".env")
 
 
 def _find_data_dir(settings: Settings) -> Path:

@@ -12,7 +12,7 @@ from datetime import timedelta
 
 from feast import Entity, FeatureService, FeatureView, Field, PushSource, ValueType
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres_source import PostgreSQLSource
-from feast.types import Array, Float32, Float64, String
+from feast.types import Array, Float64, String
 
 user = Entity(name="user", join_keys=["user_id"], value_type=ValueType.STRING)
 proposition = Entity(name="proposition", join_keys=["proposition_id"], value_type=ValueType.STRING)
@@ -69,7 +69,7 @@ user_profile = FeatureView(
     entities=[user],
     ttl=FACTS_TTL,
     schema=[
-        Field(name="age_years", dtype=Float32),
+        Field(name="age_years", dtype=Float64),
         Field(name="gender", dtype=String),
         Field(name="segment", dtype=String),
     ],

@@ -15,7 +15,7 @@ from app.features.schema import FeatureSchema
 # Relevance of what followed an impression: 1 a click, 2 a conversion.
 #
 # A slate is what shares a request_id; impressions without one count as one slate per user and hour. It
-# was decided when the decision log says so, else when its first impression happened. Features are
+# was decided when, for whom and where the decision log says, else as its first impression says. Features are
 # joined one microsecond earlier, because Feast's join takes rows at the same instant, too.
 _LABELLED_IMPRESSIONS = """
     WITH slated AS (
@@ -32,17 +32,22 @@ _LABELLED_IMPRESSIONS = """
         FROM slated WHERE event_type = 'impression' AND slate_id IS NOT NULL
         GROUP BY slate_id, proposition_id
     ), slates AS (
-        SELECT i.slate_id, coalesce(min(d.decided_at), min(i.shown_at)) AS slate_at
+        SELECT i.slate_id, coalesce(min(d.decided_at), min(i.shown_at)) AS slate_at,
+               min(d.user_id) AS user_id, min(d.context_key) AS context_key
         FROM impressions i LEFT JOIN decisions d ON d.request_id = i.slate_id
         GROUP BY i.slate_id
+    ), shown AS (
+        SELECT i.slate_id, i.proposition_id, i.category, s.slate_at,
+               coalesce(s.user_id, i.user_id) AS user_id, coalesce(s.context_key, i.context_key) AS context_key
+        FROM impressions i JOIN slates s USING (slate_id)
     )
-    SELECT i.slate_id, i.user_id, i.proposition_id, i.context_key,
-           i.user_id || chr(31) || i.category AS user_category_key,
-           i.context_key || chr(31) || i.proposition_id AS context_proposition_key,
-           coalesce(o.relevance, 0)::bigint AS relevance,
-           extract(epoch FROM s.slate_at)::float8 AS slate_at_s,
-           s.slate_at - interval '1 microsecond' AS event_timestamp
-    FROM impressions i JOIN slates s USING (slate_id) LEFT JOIN outcomes o USING (slate_id, proposition_id)
+    SELECT slate_id, user_id, proposition_id, context_key,
+           user_id || chr(31) || category AS user_category_key,
+           context_key || chr(31) || proposition_id AS context_proposition_key,
+           coalesce(relevance, 0)::bigint AS relevance,
+           extract(epoch FROM slate_at)::float8 AS slate_at_s,
+           slate_at - interval '1 microsecond' AS event_timestamp
+    FROM shown LEFT JOIN outcomes USING (slate_id, proposition_id)
 """
 
 

@@ -51,7 +51,7 @@ def fit_logistic_regression(spec: MatrixSpec, dataset: Dataset) -> Pipeline:
             (
                 "texts",
                 make_pipeline(
-                    SimpleImputer(strategy="constant", fill_value=-1.0),
+                    SimpleImputer(strategy="constant", fill_value=-1.0, keep_empty_features=True),
                     OneHotEncoder(handle_unknown="ignore"),
                 ),
                 np.flatnonzero(is_category),

@@ -15,7 +15,7 @@ from app.features.assembly import SECONDS_PER_DAY, MatrixSpec, half_life_label, 
 from app.features.fold import COUNTER_VIEWS
 from app.features.schema import EntityName
 from app.settings import Settings
-from training.dataset import Dataset, TimeSplit, build_dataset, split_by_time, window
+from training.dataset import Dataset, NothingToTrainOn, TimeSplit, build_dataset, split_by_time, window
 from training.evaluate import Report, compare
 from training.fit import RANKER_PARAMETERS, fit_logistic_regression, fit_ranker, matrix
 
@@ -63,6 +63,10 @@ def train_model(
         split.test.slate_starts,
         seed,
     )
+    if report.slate_count == 0:
+        raise NothingToTrainOn(
+            "no later slate has both a click and something not clicked: collect more events"
+        )
     version = f"{now:%Y%m%dT%H%M%S}"
     manifest = _manifest(version, now, seed, spec, split, report, booster.num_boosted_rounds())
     files = {RANKER: bytes(booster.save_raw("ubj")), BASELINE: pickle.dumps(baseline)}

@@ -5,14 +5,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.domain.errors import StoreUnavailable
 from app.settings import Settings
+
+_OUTAGES = (
+    psycopg2.OperationalError,
+    psycopg2.InterfaceError,
+    psycopg2.errors.QueryCanceled,
+    psycopg2.errors.ReadOnlySqlTransaction,
+)
 
 
 class Database:
@@ -51,11 +59,8 @@ class Database:
         try:
             with self._engine.begin() as connection:
                 yield connection
-        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-            raise StoreUnavailable(f"PostgreSQL did not answer: {_first_line(error)}") from error
-        except DBAPIError as error:
-            if error.connection_invalidated or isinstance(error.orig, psycopg2.extensions.QueryCanceledError):
-                raise StoreUnavailable(f"PostgreSQL did not answer: {_first_line(error)}") from error
+        except (DBAPIError, PoolTimeoutError, psycopg2.Error) as error:
+            _raise_if_outage(error)
             raise
 
     @contextmanager
@@ -71,11 +76,24 @@ class Database:
         try:
             with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 yield connection
-        except (OperationalError, InterfaceError, PoolTimeoutError) as error:
-            raise StoreUnavailable(f"PostgreSQL did not answer: {_first_line(error)}") from error
+        except (DBAPIError, PoolTimeoutError, psycopg2.Error) as error:
+            _raise_if_outage(error)
+            raise
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+def _raise_if_outage(error: Exception) -> None:
+    """Raises StoreUnavailable for what may pass: down, too slow, read-only in a failover, not migrated yet.
+
+    COPY goes past SQLAlchemy, so psycopg2's own errors arrive here as well.
+    """
+    cause = getattr(error, "orig", None) or error
+    if isinstance(cause, psycopg2.errors.UndefinedTable):
+        raise StoreUnavailable("the database lacks tables: run `propositions migrate`") from error
+    if isinstance(error, PoolTimeoutError) or isinstance(cause, _OUTAGES):
+        raise StoreUnavailable(f"PostgreSQL did not answer: {_first_line(error)}") from error
 
 
 def service_database(settings: Settings) -> Database:
@@ -102,7 +120,7 @@ def _first_line(error: Exception) -> str:
 
 
 def wait_cooperatively(timeout_s: float) -> None:
-    """Makes psycopg2 wait through `select`, which gevent's patch turns into a switch to other requests.
+    """Makes psycopg2 wait through `poll`, which gevent's patch turns into a switch to other requests.
 
     Also the only deadline that holds against a server which accepts and then never replies. Not for
     processes that use COPY, which psycopg2 does not support with a wait callback.
@@ -113,9 +131,13 @@ def wait_cooperatively(timeout_s: float) -> None:
             state = connection.poll()
             if state == psycopg2.extensions.POLL_OK:
                 return
-            reading = [connection] if state == psycopg2.extensions.POLL_READ else []
-            writing = [connection] if state == psycopg2.extensions.POLL_WRITE else []
-            if not any(select.select(reading, writing, [], timeout_s)):
+            # Not select(), which refuses descriptors past 1,023.
+            waiter = select.poll()
+            waiter.register(
+                connection.fileno(),
+                select.POLLIN if state == psycopg2.extensions.POLL_READ else select.POLLOUT,
+            )
+            if not waiter.poll(timeout_s * 1_000):
                 # psycopg2 closes the connection itself; to close it here would wait for a lock that it holds.
                 raise psycopg2.OperationalError(f"no reply within {timeout_s:g} s")
 

@@ -5,6 +5,7 @@ port that is chosen once and kept, so that clients find them again after a resta
 """
 
 import ctypes
+import fcntl
 import json
 import os
 import secrets
@@ -56,11 +57,13 @@ class EmbeddedServers:
             StoreUnavailable: a server did not answer in time; the text ends with its log.
         """
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for server in self._servers:
-            if not server.is_answering():
-                server.start(die_with_parent)
-        addresses = {server.setting: server.url for server in self._servers}
-        _write_private(self._addresses, json.dumps(addresses, indent=2))
+        with (self._folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two that start at once would trip over each other
+            for server in self._servers:
+                if not server.is_answering():
+                    server.start(die_with_parent)
+            addresses = {server.setting: server.url for server in self._servers}
+            _write_private(self._addresses, json.dumps(addresses, indent=2))
 
     def down(self) -> None:
         """Stops both servers and waits for them."""

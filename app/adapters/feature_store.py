@@ -3,7 +3,10 @@
 import json
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from datetime import UTC, datetime
 
 from feast import FeatureStore, FeatureView
 from feast.errors import FeastObjectNotFoundException
@@ -69,11 +72,15 @@ class RegistrySchema:
         try:
             schema = self._read_registry()
         except StoreUnavailable:
-            if not self._path.exists():
-                raise
-            return FeatureSchema.from_json(json.loads(self._path.read_text()))
+            try:
+                return FeatureSchema.from_json(json.loads(self._path.read_text()))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                log.warning("no feature schema on disk either: %s", error)
+            raise
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(schema.to_json()))
+        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+        draft.write_text(json.dumps(schema.to_json()))
+        draft.replace(self._path)
         return schema
 
     def _read_registry(self) -> FeatureSchema:
@@ -156,6 +163,20 @@ class OnlineFeatureWriter:
                     [_online_row(join_key, row) for row in entity_rows],
                     progress=None,
                 )
+        except RedisError as error:
+            raise StoreUnavailable(f"Redis did not take the features: {error}") from error
+
+    def write_facts(self) -> None:
+        """Materializes the views without counters (profiles, catalog) from their first row on.
+
+        Feast's incremental materialization starts where it ended last, also on a store that lost its data.
+        """
+        views = [view for view in self._store.list_feature_views() if view.name not in COUNTER_VIEWS.values()]
+        now = datetime.now(UTC)
+        try:
+            with redirect_stdout(sys.stderr):  # Feast tells of its progress; stdout holds logs only
+                for view in views:
+                    self._store.materialize(now - view.ttl, now, [view.name])
         except RedisError as error:
             raise StoreUnavailable(f"Redis did not take the features: {error}") from error
 

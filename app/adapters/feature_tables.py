@@ -38,7 +38,7 @@ class Progress:
     """How far the event log is folded into the feature tables."""
 
     folded_until: datetime
-    generation: int
+    generation: str
     needs_rebuild: bool
 
 
@@ -100,7 +100,7 @@ class ProjectionBatch:
         self._connection.execute(
             text("""
                 UPDATE projection
-                SET folded_until = :moment, generation = generation + 1, needs_rebuild = false"""),
+                SET folded_until = :moment, generation = gen_random_uuid(), needs_rebuild = false"""),
             {"moment": folded_until},
         )
 
@@ -117,6 +117,11 @@ class FeatureTables:
             yield connection.execute(
                 text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _PROJECTOR_LOCK}
             ).scalar_one()
+
+    def prepare(self) -> None:
+        """Makes the partitions of the coming months."""
+        with self._database.transaction() as connection:
+            connection.execute(text("SELECT ensure_partitions_ahead()"))
 
     def progress(self) -> Progress:
         with self._database.transaction() as connection:
@@ -195,6 +200,6 @@ def _counters(row: Sequence) -> Counters:
 def _progress(connection: Connection, lock: str = "") -> Progress:
     row = connection.execute(
         text(f"""
-            SELECT nullif(folded_until, '-infinity'), generation, needs_rebuild FROM projection {lock}""")
+            SELECT nullif(folded_until, '-infinity'), generation::text, needs_rebuild FROM projection {lock}""")
     ).one()
     return Progress(row[0] or BEGINNING, row[1], row[2])

@@ -158,15 +158,17 @@ class ImportLoader:
         staged = self._connection.execute(text("SELECT count(*) FROM staged_events")).scalar_one()
         if staged == 0:
             return 0, 0
-        first, last = self._connection.execute(
-            text("""
-                SELECT min(occurred_at) + CAST(:shift AS interval), max(occurred_at) + CAST(:shift AS interval)
-                FROM staged_events"""),
-            {"shift": shift},
-        ).one()
         self._connection.execute(
-            text("SELECT ensure_month_partitions('events', :first, :last)"), {"first": first, "last": last}
+            text("""
+                SELECT ensure_month_partition('events', 'received_at', month) FROM (
+                    SELECT DISTINCT date_trunc('month', occurred_at + CAST(:shift AS interval)) AS month
+                    FROM staged_events
+                ) AS months"""),
+            {"shift": shift},
         )
+        first = self._connection.execute(
+            text("SELECT min(occurred_at) + CAST(:shift AS interval) FROM staged_events"), {"shift": shift}
+        ).scalar_one()
         recorded, after = 0, None
         while (until := self._chunk_end(after)) is not None:
             recorded += self._merge_chunk(after, until, shift)

@@ -5,8 +5,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 
-def connect_redis(address: str, timeout_ms: int) -> redis.Redis:
+def connect_redis(address: str, timeout_ms: int, max_connections: int = 16) -> redis.Redis:
     """A client that gives up after `timeout_ms` per step and never tries again by itself.
+
+    A caller that finds all `max_connections` in use gets an error at once.
 
     redis-py's own retries make a refused connection cost seconds.
     """
@@ -15,6 +17,7 @@ def connect_redis(address: str, timeout_ms: int) -> redis.Redis:
         socket_timeout=timeout_ms / 1_000,
         socket_connect_timeout=timeout_ms / 1_000,
         retry=Retry(NoBackoff(), 0),
+        max_connections=max_connections,
     )
 
 

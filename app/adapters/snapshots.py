@@ -31,7 +31,7 @@ from app.features.snapshot import (
 log = logging.getLogger(__name__)
 
 _VERSION = text("""
-    SELECT generation, nullif(folded_until, '-infinity'), nullif(last_at, '-infinity')
+    SELECT generation::text, nullif(folded_until, '-infinity'), nullif(last_at, '-infinity')
     FROM projection, log_heads WHERE name = 'catalog'""")
 
 _PROPOSITIONS = text("""

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 from flask import Flask, Response, g, request
 from pydantic import BaseModel, Field, ValidationError
-from werkzeug.exceptions import BadRequest, HTTPException, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge, UnsupportedMediaType
 
 from app.domain.errors import StoreUnavailable
 
@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 # Not JSON, too large, not declared as JSON: the body as a whole is the wrong field.
 BODY_ERRORS = (400, 413, 415)
+MAX_DRAINED_BYTES = 16_777_216
 
 
 class FieldProblem(BaseModel):
@@ -71,6 +72,19 @@ def field_path(location: Sequence[Any]) -> str:
 
 
 def register_error_handlers(app: Flask, retry_after_s: int) -> None:
+    @app.before_request
+    def refuse_large_bodies() -> None:
+        limit = app.config["MAX_CONTENT_LENGTH"]
+        if (request.content_length or 0) > limit:
+            # Clients that are cut off while they send see a reset connection, not this answer.
+            remaining = min(request.content_length, MAX_DRAINED_BYTES)
+            while remaining > 0 and (chunk := request.environ["wsgi.input"].read(min(remaining, 65_536))):
+                remaining -= len(chunk)
+            raise RequestEntityTooLarge(f"the body is larger than {limit} bytes")
+        # A chunked body does not tell its length; werkzeug cuts it at the limit without a word.
+        if request.content_length is None and len(request.get_data()) >= limit:
+            raise RequestEntityTooLarge(f"the body is larger than {limit} bytes")
+
     @app.errorhandler(HTTPException)
     def http_problem(error: HTTPException) -> Response:
         if error.response is not None:
@@ -90,7 +104,7 @@ def register_error_handlers(app: Flask, retry_after_s: int) -> None:
     def store_unavailable(error: StoreUnavailable) -> Response:
         log.warning("a store is down: %s", error)
         response = problem_response(
-            503, "Service Unavailable", "a store does not answer; nothing was stored, send it again later"
+            503, "Service Unavailable", "a store does not answer; send it again later, with the same event_id"
         )
         response.headers["Retry-After"] = str(retry_after_s)
         return response

@@ -18,11 +18,14 @@ MAX_CONTEXT_FIELDS = 32
 MAX_TAGS = 100
 EARLIEST, LATEST = datetime(1900, 1, 1, tzinfo=UTC), datetime(9000, 1, 1, tzinfo=UTC)
 MAX_ATTRIBUTES_BYTES = 65_536
+MAX_ATTRIBUTES_DEPTH = 32
+# Far beyond any price, and far inside the range of the float32 that models read.
+MAX_VALUE = 1e12
 
 
 def _valid_id(value: str) -> str:
     if not is_valid_id(value):
-        raise ValueError("give 1 to 200 printable characters without spaces at the ends")
+        raise ValueError("give 1 to 200 bytes of printable text without spaces at the ends")
     return value
 
 
@@ -44,8 +47,18 @@ def _storable_text(value: str) -> str:
     return value
 
 
+def _depth(value: Any, seen: int = 0) -> int:
+    """Levels of nesting, counted no further than one past the limit."""
+    if seen > MAX_ATTRIBUTES_DEPTH or not isinstance(value, (dict, list)):
+        return seen
+    parts = value.values() if isinstance(value, dict) else value
+    return max((_depth(part, seen + 1) for part in parts), default=seen + 1)
+
+
 def _storable_attributes(value: dict[str, Any]) -> dict[str, Any]:
     """Refuses what JSON in PostgreSQL cannot hold: NaN, lone surrogates, U+0000, endless nesting."""
+    if _depth(value) > MAX_ATTRIBUTES_DEPTH:
+        raise ValueError(f"is nested deeper than {MAX_ATTRIBUTES_DEPTH} levels")
     try:
         encoded = orjson.dumps(json.loads(json.dumps(value, allow_nan=False)))
     except (ValueError, TypeError, RecursionError) as error:
@@ -65,7 +78,7 @@ Id = Annotated[
 Text = Annotated[str, Field(max_length=1_000, strict=True), AfterValidator(_storable_text)]
 # RFC 3339 text with an offset: a number could mean seconds or milliseconds.
 Timestamp = Annotated[AwareDatetime, BeforeValidator(_timestamp_text), AfterValidator(_within_reach)]
-Number = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Number = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE, strict=True)]
 ContextName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Context = Annotated[
     dict[ContextName, Id],
@@ -143,7 +156,7 @@ class PropositionIn(Strict):
     title: Text
     category: Id | None = None
     tags: Annotated[list[Id], Field(max_length=MAX_TAGS)] = Field(default_factory=list)
-    value: Annotated[float, Field(allow_inf_nan=False)] | None = None
+    value: Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE)] | None = None
     is_active: bool = True
     starts_at: Timestamp | None = None
     ends_at: Timestamp | None = None

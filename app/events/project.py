@@ -19,6 +19,7 @@ class OnlineWriter(Protocol):
     """Where the newest rows are served from. May be lost: then `projected` is None and all is written again."""
 
     def write(self, rows) -> None: ...
+    def write_facts(self) -> None: ...
     def projected(self) -> str | None: ...
     def set_projected(self, mark: str) -> None: ...
 
@@ -77,6 +78,10 @@ class Projector:
         self._on_events = on_events
         self._cache = StateCache()
         self._folded_until = BEGINNING
+
+    @property
+    def has_online_store(self) -> bool:
+        return self._online is not None
 
     def run(self) -> int:
         """Folds everything that is in the log now; returns the number of events."""
@@ -164,8 +169,11 @@ class Projector:
             mark, known = _mark(progress), self._online.projected()
             if known == mark:
                 return
-            rows = self._tables.latest(_known_until(known, progress.generation))
+            known_until = _known_until(known, progress.generation)
+            rows = self._tables.latest(known_until)
             self._online.write(latest_rows(rows))
+            if known_until is None:
+                self._online.write_facts()
             self._online.set_projected(mark)
             log.info("wrote %d rows to the online store, which was behind", len(rows))
         except StoreUnavailable as error:
@@ -176,7 +184,7 @@ def _mark(progress) -> str:
     return f"{progress.generation} {progress.folded_until.isoformat()}"
 
 
-def _known_until(mark: str | None, generation: int) -> datetime | None:
+def _known_until(mark: str | None, generation: str) -> datetime | None:
     """The moment up to which the online store has the rows of this generation; None: it has none."""
     if mark is None or not mark.startswith(f"{generation} "):
         return None

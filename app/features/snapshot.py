@@ -23,11 +23,11 @@ from app.features.rows import Rows
 class SnapshotVersion:
     """How much of the stores a snapshot holds.
 
-    `generation` counts rebuilds of the counters; the times say up to which commit of the catalog and of
+    `generation` names the database and the last rebuild of its counters; the times say up to which commit of the catalog and of
     the projector's rows it has read.
     """
 
-    generation: int
+    generation: str | None
     catalog_at: datetime | None
     counters_at: datetime | None
 
@@ -123,7 +123,7 @@ class Snapshot:
 
 def empty_snapshot(half_lives_s: Sequence[float]) -> Snapshot:
     return Snapshot(
-        version=SnapshotVersion(generation=-1, catalog_at=None, counters_at=None),
+        version=SnapshotVersion(generation=None, catalog_at=None, counters_at=None),
         half_lives_s=tuple(half_lives_s),
         catalog=Catalog(()),
         attributes=Rows(None, None, {}),

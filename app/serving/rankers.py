@@ -161,13 +161,28 @@ class RulesRanker:
 
 
 class DefaultRanker:
-    """The static list from the settings, in its own order. Needs nothing and never fails."""
+    """The static list from the settings, in its own order. Needs nothing and never fails.
 
-    def __init__(self, catalog: Catalog) -> None:
+    What the snapshot knows to be ineligible is left out here, too.
+    """
+
+    def __init__(self, catalog: Catalog, current_snapshot: Callable[[], Snapshot]) -> None:
         self._catalog = catalog
+        self._current_snapshot = current_snapshot
 
     def rank(self, request: SuggestRequest, request_id: str, now: datetime) -> Slate:
-        candidates = self._catalog.eligible(request, now)
+        known = self._current_snapshot().catalog
+        barred = known.index.keys() - {
+            known.propositions[position].proposition_id for position in known.eligible(request, now)
+        }
+        candidates = np.array(
+            [
+                position
+                for position in self._catalog.eligible(request, now)
+                if self._catalog.propositions[position].proposition_id not in barred
+            ],
+            dtype=np.int64,
+        )
         scores = -np.arange(len(candidates), dtype=np.float64)
         return Slate(
             request_id=request_id,

@@ -32,7 +32,7 @@ def upgrade() -> None:
     op.execute("""
         CREATE TABLE users (
             user_id text PRIMARY KEY,
-            age_years real,
+            age_years double precision,
             gender text,
             segment text,
             attributes jsonb NOT NULL DEFAULT '{}',
@@ -102,29 +102,37 @@ def upgrade() -> None:
     for table in ("events", "decisions"):
         op.execute(f"CREATE TABLE {table}_default PARTITION OF {table} DEFAULT")
     op.execute("""
-        CREATE FUNCTION ensure_month_partitions(parent text, first timestamptz, last timestamptz)
+        CREATE FUNCTION ensure_month_partition(parent text, time_column text, moment timestamptz)
         RETURNS void LANGUAGE plpgsql AS $$
         DECLARE
-            month timestamp := date_trunc('month', first AT TIME ZONE 'UTC');
-            part text;
+            month timestamp := date_trunc('month', moment AT TIME ZONE 'UTC');
+            first timestamptz := month AT TIME ZONE 'UTC';
+            next timestamptz := (month + interval '1 month') AT TIME ZONE 'UTC';
+            part text := parent || to_char(month, '_YYYY_MM');
         BEGIN
-            WHILE month <= last AT TIME ZONE 'UTC' LOOP
-                part := parent || to_char(month, '_YYYY_MM');
-                IF to_regclass(part) IS NULL THEN
-                    EXECUTE format('CREATE TABLE %I PARTITION OF %I FOR VALUES FROM (%L) TO (%L)',
-                        part, parent, month AT TIME ZONE 'UTC', (month + interval '1 month') AT TIME ZONE 'UTC');
-                END IF;
-                month := month + interval '1 month';
-            END LOOP;
+            IF to_regclass(part) IS NULL THEN
+                -- Rows of that month may lie in the default partition already: they move along.
+                EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING ALL)', part, parent);
+                EXECUTE format('WITH moved AS (DELETE FROM %I WHERE %I >= %L AND %I < %L RETURNING *)'
+                    ' INSERT INTO %I SELECT * FROM moved',
+                    parent || '_default', time_column, first, time_column, next, part);
+                EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+                    parent, part, first, next);
+            END IF;
         END $$""")
-    for table in ("events", "decisions"):
-        op.execute(f"SELECT ensure_month_partitions('{table}', now(), now() + interval '3 months')")
+    op.execute("""
+        CREATE FUNCTION ensure_partitions_ahead() RETURNS void LANGUAGE sql AS $$
+            SELECT ensure_month_partition('events', 'received_at', now() + n * interval '1 month'),
+                   ensure_month_partition('decisions', 'decided_at', now() + n * interval '1 month')
+            FROM generate_series(0, 3) AS n
+        $$""")
+    op.execute("SELECT ensure_partitions_ahead()")
 
     # One row per entity and change: what was known of it from event_timestamp on.
     op.execute("""
         CREATE TABLE user_profile (
             user_id text NOT NULL,
-            age_years real,
+            age_years double precision,
             gender text,
             segment text,
             event_timestamp timestamptz NOT NULL,
@@ -157,12 +165,13 @@ def upgrade() -> None:
     for table in ("user_profile", "proposition_catalog", *COUNTER_TABLES):
         op.execute(f"CREATE INDEX {table}_time ON {table} USING brin (event_timestamp)")
 
-    # How far the projector has folded the event log. `generation` counts rebuilds.
+    # How far the projector has folded the event log. `generation` changes with every rebuild, and differs
+    # between databases: what was derived from another one is recognized by it.
     op.execute("""
         CREATE TABLE projection (
             only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
             folded_until timestamptz NOT NULL DEFAULT '-infinity',
-            generation integer NOT NULL DEFAULT 0,
+            generation uuid NOT NULL DEFAULT gen_random_uuid(),
             needs_rebuild boolean NOT NULL DEFAULT false
         )""")
     op.execute("INSERT INTO projection DEFAULT VALUES")
@@ -191,6 +200,7 @@ def downgrade() -> None:
         "log_heads",
     ):
         op.execute(f"DROP TABLE {table}")
-    op.execute("DROP FUNCTION ensure_month_partitions")
+    op.execute("DROP FUNCTION ensure_partitions_ahead")
+    op.execute("DROP FUNCTION ensure_month_partition")
     op.execute("DROP SEQUENCE event_seq")
     op.execute("DROP SCHEMA feast CASCADE")

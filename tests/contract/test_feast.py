@@ -151,6 +151,26 @@ def test_facts_are_materialized_and_read_with_their_nulls(settings, store, reade
     assert read.rows.values["segment"].tolist() == ["writer", ""]
 
 
+def test_a_redis_that_lost_everything_gets_its_profiles_back_too(
+    settings, store, projector, reader, database
+):
+    record(database, *some_events())
+    query(
+        settings,
+        "INSERT INTO user_profile (user_id, age_years, event_timestamp) VALUES ('u1', 42, now() - interval '9 days')",
+    )
+    store.materialize_incremental(datetime.now(UTC), ["user_profile"])
+    projector.run()
+    with redis.Redis.from_url(settings.redis_address) as client:
+        client.flushdb()
+
+    projector.run()
+
+    view = load_schema(store).view("user_profile")
+    read = reader.read({view: ["u1"]}, HALF_LIFE_COUNT, datetime.now(UTC))["user_profile"]
+    assert read.rows.values["age_years"].tolist() == [42.0]
+
+
 def test_feast_reads_an_unknown_entity_as_null_and_we_as_missing(store, reader):
     stock = store.get_online_features(
         features=["user_activity:as_of_s"], entity_rows=[{"user_id": "nobody"}]

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -29,13 +30,13 @@ class Stack:
     def __init__(self, folder: Path) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
+            self.port = probe.getsockname()[1]
         self.folder = folder
         self.servers = EmbeddedServers(folder / "embedded")
         self._environment = {
             **{k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")},
             "DATA_DIR": str(folder),
-            "PORT": str(self._port),
+            "PORT": str(self.port),
         }
         self._processes: list[subprocess.Popen] = []
 
@@ -83,7 +84,7 @@ class Stack:
     def ask(self, path: str, body: dict | None = None) -> tuple[int, dict, dict]:
         """Status, headers and body of the answer."""
         data = None if body is None else json.dumps(body).encode()
-        request = Request(f"http://127.0.0.1:{self._port}{path}", data, {"Content-Type": "application/json"})
+        request = Request(f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"})
         try:
             with urlopen(request, timeout=10) as response:
                 return response.status, dict(response.headers), _parsed(response.read())
@@ -180,6 +181,23 @@ def test_the_next_slate_feels_a_click_within_seconds(stack):
         return {p["proposition_id"]: p["score"] for p in slate["propositions"]}
 
     wait_until(lambda: scores(stack.suggest("2")) != scores(before), timeout_s=10)
+
+
+def test_a_body_of_five_megabytes_is_answered_not_cut_off(stack):
+    status, headers, body = stack.ask("/log_event", {"event_type": "click", "user_id": "x" * 5_000_000})
+
+    assert status == 413
+    assert headers["Content-Type"] == "application/problem+json"
+    assert body["errors"][0]["field"] == "body"
+
+
+def test_a_chunked_body_has_the_same_limit(stack):
+    connection = HTTPConnection("127.0.0.1", stack.port, timeout=10)
+    body = (b"x" * 100_000 for _ in range(30))
+
+    connection.request("POST", "/suggest", body, {"Content-Type": "application/json"}, encode_chunked=True)
+
+    assert connection.getresponse().status == 413
 
 
 def test_metrics_are_the_sum_of_all_workers(stack):

@@ -248,7 +248,7 @@ def test_when_postgres_is_gone_events_are_refused_for_now(settings, monkeypatch)
 
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "5"
-    assert "nothing was stored" in answer.get_json()["detail"]
+    assert "send it again" in answer.get_json()["detail"]
 
 
 def test_health_names_every_dependency(catalog, client):

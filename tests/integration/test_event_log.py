@@ -96,6 +96,20 @@ def test_a_statement_past_its_time_is_an_outage_not_a_bug(settings):
         connection.execute(text("SELECT pg_sleep(5)"))
 
 
+def test_a_read_only_server_and_a_database_without_tables_are_outages(settings, empty_database):
+    read_only = service_database(settings)
+    query(
+        settings,
+        f"ALTER DATABASE {settings.postgres_url.rpartition('/')[2].partition('?')[0]}"
+        " SET default_transaction_read_only = on",
+    )
+    with pytest.raises(StoreUnavailable, match="read-only"):
+        PostgresEventLog(read_only, CONTEXT_FIELDS).append([event("e1")])
+
+    with pytest.raises(StoreUnavailable, match="propositions migrate"):
+        PostgresEventLog(service_database(empty_database), CONTEXT_FIELDS).append([event("e1")])
+
+
 def test_a_pool_that_is_used_up_is_an_outage(settings):
     database = Database(settings.postgres_url, 1, 1, 1_000)
 

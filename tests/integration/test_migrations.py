@@ -55,6 +55,24 @@ def test_a_locked_table_stops_a_migration_in_time_and_undoes_it(empty_database, 
     assert "models" in tables(empty_database)
 
 
+def test_rows_that_fell_into_the_default_move_to_their_month_when_it_is_made(empty_database):
+    migrate_database(empty_database)
+    query(
+        empty_database, "DROP TABLE events_" + query(empty_database, "SELECT to_char(now(), 'YYYY_MM')")[0][0]
+    )
+    insert = (
+        "INSERT INTO events (event_id, event_type, proposition_id, context, context_key, occurred_at, received_at)"
+        " VALUES ('e1', 'click', 'p1', '{}', '', now(), now())"
+    )
+    query(empty_database, insert)
+    assert query(empty_database, "SELECT count(*) FROM events_default") == [(1,)]
+
+    query(empty_database, "SELECT ensure_partitions_ahead()")
+
+    assert query(empty_database, "SELECT count(*) FROM events_default") == [(0,)]
+    assert query(empty_database, "SELECT event_id FROM events") == [("e1",)]
+
+
 def test_events_are_partitioned_by_month_and_fall_back_to_a_default(empty_database):
     migrate_database(empty_database)
 

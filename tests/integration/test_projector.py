@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -22,13 +23,17 @@ class FakeOnlineStore:
     """A dictionary with the behaviour of the online store: may be down, may lose everything."""
 
     def __init__(self):
-        self.rows, self.mark, self.is_down = {}, None, False
+        self.rows, self.mark, self.is_down, self.has_facts = {}, None, False, False
 
     def write(self, rows):
         self._check()
         for entity, entity_rows in rows.items():
             for row in entity_rows:
                 self.rows[entity, row.key] = row.counters
+
+    def write_facts(self):
+        self._check()
+        self.has_facts = True
 
     def projected(self):
         self._check()
@@ -43,7 +48,7 @@ class FakeOnlineStore:
             raise StoreUnavailable("down")
 
     def lose_everything(self):
-        self.rows, self.mark = {}, None
+        self.rows, self.mark, self.has_facts = {}, None, False
 
 
 @pytest.fixture
@@ -195,6 +200,39 @@ def test_an_online_store_that_lost_its_data_gets_all_of_it_again(settings, proje
     project().run()
 
     assert_online_is_current(settings, online)
+    assert online.has_facts
+
+
+def test_what_was_derived_from_another_database_is_not_taken_for_this_one(
+    settings, database, project, online
+):
+    import_events(settings, 20)
+    project().run()
+    online.mark = "some-other-generation " + online.mark.partition(" ")[2]
+    online.rows = {}
+    snapshot = SnapshotSource(database).refresh(empty_snapshot(settings.half_lives_s))
+    foreign = replace(snapshot, version=replace(snapshot.version, generation="another"), contexts={})
+
+    project().run()
+
+    assert_online_is_current(settings, online)
+    assert SnapshotSource(database).refresh(foreign).contexts.keys() == snapshot.contexts.keys()
+
+
+def test_the_longest_ids_and_contexts_can_be_folded(settings, database, project):
+    longest = "\u4e00" * 66  # 198 bytes
+    context = dict.fromkeys(CONTEXT_FIELDS, longest)
+    query(
+        settings,
+        "INSERT INTO propositions (proposition_id, title, category, updated_at) VALUES (%s, 'P', %s, now())",
+        (longest, longest),
+    )
+    log_events(database, event(longest, "click", longest, user_id=longest, context=context))
+    log_events(
+        database, event("wide", "click", longest, context=dict.fromkeys(CONTEXT_FIELDS, "一" * 66 + "x"))
+    )
+
+    assert project().run() == 2
 
 
 def test_the_online_store_holds_the_rebuilt_rows_after_a_rebuild(settings, project, online):

@@ -145,6 +145,42 @@ def test_conversions_weigh_more_than_clicks_and_outcomes_join_by_slate(settings,
     assert dataset_of().relevance.tolist() == [0, 1, 2]
 
 
+def test_a_slate_was_decided_for_whom_and_where_the_decision_log_says(settings, dataset_of):
+    with open_import(settings) as loader:
+        loader.add(event("old", "impression", "p1", START, user_id="u7", request_id="before"))
+        later = START + timedelta(hours=1)
+        loader.add(event("shown", "impression", "p1", later, user_id=None, request_id="r1"))
+        loader.finish(False)
+    query(
+        settings,
+        "INSERT INTO decisions (request_id, decided_at, user_id, context, context_key, strategy,"
+        " degradation_level, feature_states, candidate_count, slate)"
+        " SELECT 'r1', occurred_at - interval '2 s', 'u7', '{}', 'page=home', 'rules', 2, '{}', 1, '[]'"
+        " FROM events WHERE event_id = 'shown'",
+    )
+
+    dataset = dataset_of()
+
+    assert dataset.slate_at_s[1] == pytest.approx(later.timestamp() - 2)
+    assert dataset.rows["user_activity"].counts[1, 0, -1] == pytest.approx(1.0, rel=1e-3)
+    assert not dataset.rows["context_activity"].counts[1].any()  # nothing had happened at page=home
+
+
+def test_slates_that_cannot_tell_good_from_bad_give_no_model(settings):
+    with open_import(settings) as loader:
+        for n in range(20):
+            loader.add(event(f"i{n}", "impression", "p1", START + timedelta(hours=n), request_id=f"s{n}"))
+            if n % 2:
+                loader.add(event(f"c{n}", "click", "p1", START + timedelta(hours=n), request_id=f"s{n}"))
+        loader.finish(False)
+    build_projector(settings)[0].run()
+
+    with pytest.raises(NothingToTrainOn, match="collect more events"):
+        train_model(settings, datetime.now(UTC), seed=1)
+
+    assert ModelStore(settings.model_dir, settings.half_lives_s).versions() == []
+
+
 def test_impressions_without_a_request_id_form_a_slate_per_user_and_hour(settings, dataset_of):
     hour = START.replace(minute=10, second=0, microsecond=0)
     with open_import(settings) as loader:

@@ -3,6 +3,7 @@ from datetime import timedelta
 import pytest
 
 from app.domain.catalog import Catalog
+from app.domain.context import context_key, is_valid_id
 from app.domain.types import Filters
 from tests.builders import NOON, proposition, request
 
@@ -55,6 +56,22 @@ def test_filters_keep_any_category_all_tags_and_a_least_value():
     filters = Filters(categories=frozenset({"x", "y"}), tags=frozenset({"t", "s"}), min_value=1.5)
 
     assert eligible_ids(propositions, filters=filters) == ["a"]
+
+
+def test_a_context_too_long_for_an_index_gets_a_short_key_of_its_own():
+    contexts = [{"page": "x" * 2_000}, {"page": "x" * 2_001}]
+
+    keys = {context_key(context, ["page"]) for context in contexts}
+
+    assert len(keys) == 2
+    assert all(len(key) < 100 for key in keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_valid"), [("x" * 200, True), ("x" * 201, False), ("\u00fc" * 101, False)]
+)
+def test_an_id_has_at_most_200_bytes(text, is_valid):
+    assert is_valid_id(text) is is_valid
 
 
 def test_an_empty_catalog_has_nothing_eligible():

@@ -104,6 +104,8 @@ def test_csv_propositions_have_tags_flags_and_numbers(tmp_path):
         ("attributes", {"k": "\ud800"}),
         ("attributes", {"\ud800": 1}),
         ("attributes", {"k": "x" * 70_000}),
+        ("attributes", json.loads('{"k":' * 40 + "1" + "}" * 40)),
+        ("value", 1e300),
         ("ends_at", "9999-12-31T23:59:59-05:00"),
         ("value", 10**400),
     ],

@@ -83,7 +83,7 @@ class FakeModel:
 def rankers(model, current=POPULAR, reader=None, budget=100):
     rules = RulesRanker(lambda: current, WEIGHTS)
     by_model = ModelRanker(lambda: model, lambda: current, reader or FakeReader({"u1"}), rules, budget)
-    default = DefaultRanker(Catalog([proposition("default")]))
+    default = DefaultRanker(Catalog([proposition("default")]), lambda: current)
     return Fallback(by_model, Fallback(rules, default, lambda reason: None), lambda reason: None)
 
 
@@ -164,6 +164,12 @@ def test_an_excluded_proposition_is_never_shown_at_any_level(spec, level):
 
     assert slate.strategy == level
     assert not {"loved", "default"} & set(shown(slate))
+
+
+def test_the_default_list_leaves_out_what_the_catalog_says_is_not_eligible():
+    current = snapshot(proposition("default", is_active=False))
+
+    assert shown(rankers(None, current).rank(request(), "r1", NOON)) == []
 
 
 def test_a_slate_is_as_long_as_asked_for(spec):

@@ -26,6 +26,22 @@ def test_all_bad_values_are_reported_at_once_with_name_value_and_help(monkeypatc
     assert "secret" not in message
 
 
+def test_a_broken_json_setting_is_reported_by_name(monkeypatch):
+    monkeypatch.setenv("DEFAULT_SLATE", "[oops")
+
+    with pytest.raises(ConfigurationError, match="default_slate"):
+        load_settings()
+
+
+def test_inside_the_feature_repo_the_env_file_above_holds(tmp_path, monkeypatch):
+    (tmp_path / ".env").write_text("PORT=4711\n")
+    (tmp_path / "feature_repo").mkdir()
+    (tmp_path / "feature_repo" / "feature_store.yaml").touch()
+    monkeypatch.chdir(tmp_path / "feature_repo")
+
+    assert load_settings().port == 4711
+
+
 def test_passwords_are_masked(monkeypatch):
     monkeypatch.setenv("DATABASE_URL", "postgresql://me:secret@host/db")
 

@@ -13,7 +13,7 @@ from feast.errors import FeastObjectNotFoundException
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import DoubleList, Value
 from redis.exceptions import RedisError
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.features.fold import COUNTER_VIEWS, FeatureRow
@@ -46,6 +46,8 @@ def open_feature_store(settings: Settings) -> FeatureStore:
         _ = store.registry
     except OperationalError as error:
         raise StoreUnavailable("Feast's registry did not answer") from error
+    except ProgrammingError as error:
+        raise StoreUnavailable("Feast's registry has no place yet: run `propositions migrate`") from error
     return store
 
 

@@ -183,7 +183,7 @@ class DefaultRanker:
             ],
             dtype=np.int64,
         )
-        scores = -np.arange(len(candidates), dtype=np.float64)
+        scores = np.arange(len(candidates), 0, -1, dtype=np.float64)
         return Slate(
             request_id=request_id,
             decided_at=now,

@@ -5,6 +5,7 @@ from sqlalchemy import text
 
 from app.adapters.database import Database, service_database
 from app.adapters.event_log import PostgresEventLog, advance_head
+from app.adapters.feature_store import open_feature_store
 from app.domain.errors import StoreUnavailable
 from tests.builders import CONTEXT_FIELDS, NOON, count, event, query
 
@@ -108,6 +109,11 @@ def test_a_read_only_server_and_a_database_without_tables_are_outages(settings, 
 
     with pytest.raises(StoreUnavailable, match="propositions migrate"):
         PostgresEventLog(service_database(empty_database), CONTEXT_FIELDS).append([event("e1")])
+
+
+def test_a_registry_without_a_place_is_an_outage_with_advice(empty_database):
+    with pytest.raises(StoreUnavailable, match="propositions migrate"):
+        open_feature_store(empty_database)
 
 
 def test_a_pool_that_is_used_up_is_an_outage(settings):

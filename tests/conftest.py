@@ -33,7 +33,7 @@ def servers(tmp_path_factory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("servers")
     embedded = EmbeddedServers(folder)
     with embedded.running():
-        yield {server.setting: server.url for server in embedded._servers}
+        yield embedded.addresses()
 
 
 @pytest.fixture(scope="session")

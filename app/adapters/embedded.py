@@ -44,7 +44,7 @@ class EmbeddedServers:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._addresses = folder / "addresses.json"
+        self._addresses_file = folder / "addresses.json"
         self._servers: tuple[_Server, ...] = (_Postgres(folder), _Valkey(folder))
 
     def up(self, die_with_parent: bool = False) -> None:
@@ -62,13 +62,16 @@ class EmbeddedServers:
             for server in self._servers:
                 if not server.is_answering():
                     server.start(die_with_parent)
-            addresses = {server.setting: server.url for server in self._servers}
-            _write_private(self._addresses, json.dumps(addresses, indent=2))
+            _write_private(self._addresses_file, json.dumps(self.addresses(), indent=2))
 
     def down(self) -> None:
         """Stops both servers and waits for them."""
         for server in self._servers:
             server.stop()
+
+    def addresses(self) -> dict[str, str]:
+        """The servers' addresses with their passwords, by setting name."""
+        return {server.setting: server.url for server in self._servers}
 
     def status(self) -> list[ServerStatus]:
         return [server.status() for server in self._servers]

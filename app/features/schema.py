@@ -17,8 +17,6 @@ class EntityName(StrEnum):
     CONTEXT_PROPOSITION = "context_proposition"
 
 
-CANDIDATE_ENTITIES = frozenset({EntityName.PROPOSITION, EntityName.CONTEXT_PROPOSITION})
-
 # The columns of a view that holds decayed counters: one array per event type with one number per
 # half-life, and the time in seconds since the epoch to which they are decayed.
 COUNTER_FIELDS = ("impressions", "clicks", "conversions", "dismissals")

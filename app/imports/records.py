@@ -1,7 +1,7 @@
 """What parsers hand to the loader, line by line."""
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any
@@ -44,16 +44,6 @@ class ImportRules:
 
 class BadLine(ValueError):
     """Says what is wrong with a line."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """A way to read paths: yields records, and a Reject for each line that is none."""
-
-    name: str
-    help: str
-    parse: Callable[[Iterable[Path], ImportRules], Parsed]
-    epilogue: str = field(default="")
 
 
 _SCHEMAS: dict[str, type[BaseModel]] = {

@@ -19,13 +19,9 @@ def embedded(tmp_path):
     servers.down()
 
 
-def urls(embedded) -> dict[str, str]:
-    return {server.setting: server.url for server in embedded._servers}
-
-
 def write_and_read(embedded) -> tuple[list, bytes | None]:
     """What is stored so far, after one more value was written to each server."""
-    connection = psycopg2.connect(urls(embedded)["database_url"])
+    connection = psycopg2.connect(embedded.addresses()["database_url"])
     try:
         with connection, connection.cursor() as cursor:
             cursor.execute("CREATE TABLE IF NOT EXISTS kept (n int)")
@@ -34,7 +30,7 @@ def write_and_read(embedded) -> tuple[list, bytes | None]:
             rows = [n for (n,) in cursor.fetchall()]
     finally:
         connection.close()
-    with redis.Redis.from_url(urls(embedded)["redis_url"]) as client:
+    with redis.Redis.from_url(embedded.addresses()["redis_url"]) as client:
         return rows, client.incr("kept")
 
 
@@ -55,15 +51,15 @@ def test_data_survive_a_stop_and_a_start(embedded):
 
 def test_data_survive_kill_9_and_ports_stay_the_same(embedded):
     write_and_read(embedded)
-    with redis.Redis.from_url(urls(embedded)["redis_url"]) as client:
+    with redis.Redis.from_url(embedded.addresses()["redis_url"]) as client:
         client.execute_command("WAITAOF", 1, 0, 5_000)
-    before = urls(embedded)
+    before = embedded.addresses()
 
     kill(embedded, "postgres")
     kill(embedded, "redis")
     embedded.up(die_with_parent=True)
 
-    assert urls(embedded) == before
+    assert embedded.addresses() == before
     assert write_and_read(embedded) == ([0, 1], 2)
 
 
@@ -78,7 +74,7 @@ def test_up_starts_only_what_is_missing(embedded):
 
 
 def test_both_listen_on_loopback_only_and_want_a_password(embedded):
-    address = urls(embedded)["redis_url"]
+    address = embedded.addresses()["redis_url"]
     assert "@127.0.0.1:" in address
     with (
         pytest.raises(redis.AuthenticationError),
@@ -87,7 +83,7 @@ def test_both_listen_on_loopback_only_and_want_a_password(embedded):
         client.ping()
     with pytest.raises(psycopg2.OperationalError, match="password"):
         psycopg2.connect(
-            "postgresql://propositions:wrong@" + urls(embedded)["database_url"].partition("@")[2]
+            "postgresql://propositions:wrong@" + embedded.addresses()["database_url"].partition("@")[2]
         )
 
 
@@ -104,8 +100,7 @@ def test_servers_end_with_the_process_that_wanted_them_for_itself(tmp_path):
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "e")], check=False)
 
     embedded = EmbeddedServers(tmp_path / "e")
-    for server in embedded._servers:
-        server.stop()  # waits for what is ending already
+    embedded.down()  # waits for what is ending already
     assert not any(server.is_running for server in embedded.status())
 
 

@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import numpy as np
 from sqlalchemy import Connection, text
@@ -12,10 +12,9 @@ from sqlalchemy import Connection, text
 from app.adapters.copying import copy_rows
 from app.adapters.database import Database
 from app.domain.types import EventType, RecordedEvent
-from app.features.fold import COUNTER_VIEWS, KEY_COLUMNS, Counters, FeatureRow, States
+from app.features.fold import BEGINNING, COUNTER_VIEWS, KEY_COLUMNS, Counters, FeatureRow, States
 from app.features.schema import AS_OF_FIELD, COUNTER_FIELDS, EntityName
 
-BEGINNING = datetime.min.replace(tzinfo=UTC)
 REBUILD_SUFFIX = "_rebuild"
 _PROJECTOR_LOCK = 0x50524F4A  # any number that nobody else uses for advisory locks in this database
 

@@ -14,9 +14,10 @@ import numpy as np
 from sqlalchemy import Connection, text
 
 from app.adapters.database import Database
-from app.adapters.feature_tables import BEGINNING, latest_counters
+from app.adapters.feature_tables import latest_counters
 from app.domain.catalog import Catalog
 from app.domain.types import Proposition
+from app.features.fold import BEGINNING
 from app.features.rows import Rows
 from app.features.schema import EntityName
 from app.features.snapshot import (

@@ -3,16 +3,14 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Protocol
 
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.domain.types import RecordedEvent
-from app.features.fold import FeatureRow, States, entity_keys, fold_events, latest_rows
+from app.features.fold import BEGINNING, FeatureRow, States, entity_keys, fold_events, latest_rows
 
 log = logging.getLogger(__name__)
-
-BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 
 class OnlineWriter(Protocol):
@@ -69,13 +67,11 @@ class Projector:
         online: OnlineWriter | None,
         half_lives_s: Sequence[float],
         batch_events: int,
-        on_events: Callable[[int], None] = lambda count: None,
     ) -> None:
         self._tables = tables
         self._online = online
         self._half_lives_s = half_lives_s
         self._batch_events = batch_events
-        self._on_events = on_events
         self._cache = StateCache()
         self._folded_until = BEGINNING
 
@@ -94,16 +90,15 @@ class Projector:
     def rebuild(self) -> int:
         """Replays the whole log into new tables and swaps them in; readers see the old ones until then."""
         self._tables.start_rebuild()
-        self._cache.forget()
-        folded_until, total = BEGINNING, 0
+        cache, folded_until, total = StateCache(), BEGINNING, 0
         while True:
             with self._tables.rebuild_batch() as batch:
-                events = self._fold(batch, folded_until)[0]
+                events = self._fold(batch, folded_until, cache)[0]
             if not events:
                 break
             folded_until, total = events[-1].received_at, total + len(events)
         with self._tables.final_rebuild_batch() as batch:
-            while events := self._fold(batch, folded_until)[0]:
+            while events := self._fold(batch, folded_until, cache)[0]:
                 folded_until, total = events[-1].received_at, total + len(events)
             batch.swap_in_rebuild(folded_until)
         self._cache.forget()
@@ -111,15 +106,20 @@ class Projector:
         return total
 
     def _run_batch(self) -> int:
-        with self._tables.batch() as (batch, progress):
-            if progress.needs_rebuild:
-                events = None
-            else:
-                if progress.folded_until != self._folded_until:
-                    self._cache.forget()  # somebody else has folded since
-                events, rows = self._fold(batch, progress.folded_until)
-                if events:
-                    batch.set_folded_until(events[-1].received_at)
+        try:
+            with self._tables.batch() as (batch, progress):
+                if progress.needs_rebuild:
+                    events = None
+                else:
+                    if progress.folded_until != self._folded_until:
+                        self._cache.forget()  # somebody else has folded since
+                    events, rows = self._fold(batch, progress.folded_until, self._cache)
+                    if events:
+                        batch.set_folded_until(events[-1].received_at)
+        except BaseException:
+            # Undone, or committed without our knowing: either way the cache may be ahead of the tables.
+            self._cache.forget()
+            raise
         if events is None:
             log.info("events older than the folded ones were imported: replaying all")
             return self.rebuild()
@@ -128,19 +128,15 @@ class Projector:
             self._write_online(rows, _mark(progress), _mark(self._tables.progress()))
         return len(events)
 
-    def _fold(self, batch, after: datetime) -> tuple[list[RecordedEvent], list[FeatureRow]]:
+    def _fold(
+        self, batch, after: datetime, cache: StateCache
+    ) -> tuple[list[RecordedEvent], list[FeatureRow]]:
         events = batch.events_after(after, self._batch_events)
         if not events:
             return [], []
-        try:
-            states = self._cache.fetch(events, lambda keys: self._checked(batch.load_states(keys)))
-            rows = fold_events(events, states, self._half_lives_s)
-            batch.append(rows)
-        except Exception:
-            # The transaction is undone: what the cache took from it must go, too.
-            self._cache.forget()
-            raise
-        self._on_events(len(events))
+        states = cache.fetch(events, lambda keys: self._checked(batch.load_states(keys)))
+        rows = fold_events(events, states, self._half_lives_s)
+        batch.append(rows)
         return events, rows
 
     def _checked(self, states: States) -> States:

@@ -8,13 +8,16 @@ long the history is. The projector and the replay both call `fold_events`, in th
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 
 import numpy as np
 
 from app.domain.context import crossed_key
 from app.domain.types import EventType, RecordedEvent
 from app.features.schema import EntityName
+
+# Before any event.
+BEGINNING = datetime.min.replace(tzinfo=UTC)
 
 EVENT_ROW = {event_type: row for row, event_type in enumerate(EventType)}
 

@@ -32,6 +32,15 @@ class Rows:
             values={name: column[indices] for name, column in self.values.items()},
         )
 
+    def without_older_than(self, moment_s: float) -> "Rows":
+        """Counters that nothing was added to since `moment_s` (seconds since the epoch) read as no row."""
+        is_expired = self.as_of_s < moment_s
+        return Rows(
+            counts=np.where(is_expired[:, None, None], 0.0, self.counts),
+            as_of_s=np.where(is_expired, np.nan, self.as_of_s),
+            values=self.values,
+        )
+
 
 def rows_from_columns(
     view: ViewSchema, columns: Mapping[str, Sequence[Any]], row_count: int, half_life_count: int

@@ -76,7 +76,7 @@ class ModelRanker:
         candidates = self._shortlist.candidates(snapshot, request, now, self._candidate_budget)
         online = self._read(model.spec, snapshot.catalog, candidates, request, now)
         rows = {
-            view.name: _rows_of(view, snapshot, candidates, request, online)
+            view.name: _rows_of(view, snapshot, candidates, request, online, now)
             for view in model.spec.schema.views
         }
         matrix = model.spec.assemble(rows, now.timestamp(), len(candidates))
@@ -246,24 +246,25 @@ def _rows_of(
     candidates: np.ndarray,
     request: SuggestRequest,
     online: Mapping[str, OnlineRows],
+    now: datetime,
 ) -> Rows:
-    """The rows of a view for all candidates: one each, or one that stands for all."""
+    """The rows of a view for all candidates: one each, or one that stands for all.
+
+    Counters past the view's TTL read as no row, as they do online and in training.
+    """
+    oldest_s = now.timestamp() - view.ttl_s
     if view.entity is EntityName.PROPOSITION:
         if view.has_counters:
-            return snapshot.performance.take(candidates)
+            return snapshot.performance.take(candidates).without_older_than(oldest_s)
         return snapshot.attribute_rows(view.field_names, candidates)
     if view.entity is EntityName.CONTEXT_PROPOSITION:
-        return snapshot.context_performance(request.context_key, candidates)
+        return snapshot.context_performance(request.context_key, candidates).without_older_than(oldest_s)
     if view.name not in online:
-        return _absent(view, len(snapshot.half_lives_s))
+        return rows_from_records(view, [None], len(snapshot.half_lives_s))
     if view.entity is EntityName.USER_CATEGORY:
         categories = snapshot.catalog.categories[candidates]
         return online[view.name].rows.take(np.searchsorted(np.unique(categories), categories))
     return online[view.name].rows
-
-
-def _absent(view: ViewSchema, half_life_count: int) -> Rows:
-    return rows_from_records(view, [None], half_life_count)
 
 
 def _states_without_reading(request: SuggestRequest) -> dict[str, FeatureState]:

@@ -22,6 +22,7 @@ from app.adapters.feature_store import OnlineFeatureWriter, load_schema, open_fe
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import connect_redis
+from app.bootstrap import FEAST_PROJECT
 from app.domain.errors import FeaturesUnavailable
 from app.domain.types import FeatureState
 from app.events.project import Projector
@@ -88,6 +89,10 @@ def test_the_feature_repo_declares_the_views_that_the_fold_fills(store):
                 *COUNTER_FIELDS,
                 "as_of_s",
             ]
+
+
+def test_the_service_reads_the_keys_of_the_project_that_the_feature_repo_names(store):
+    assert store.project == FEAST_PROJECT
 
 
 def test_what_the_projector_pushes_is_read_by_stock_feast_and_by_our_reader_alike(

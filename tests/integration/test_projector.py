@@ -179,6 +179,25 @@ def test_a_crash_before_the_commit_leaves_nothing_and_loses_nothing(settings, pr
     assert project().run() == 20
 
 
+def test_a_projector_whose_commit_failed_folds_nothing_twice_when_it_goes_on(settings, project, monkeypatch):
+    import_events(settings, 20)
+    projector = project()
+
+    def fail(self, moment):
+        raise StoreUnavailable("gone at the last moment")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("app.adapters.feature_tables.ProjectionBatch.set_folded_until", fail)
+        with pytest.raises(StoreUnavailable):
+            projector.run()
+
+    projector.run()
+    went_on = feature_rows(settings)
+    project().rebuild()
+
+    assert went_on == feature_rows(settings)
+
+
 def test_what_was_committed_before_a_crash_reaches_the_online_store_after_it(settings, project, online):
     import_events(settings, 20)
     project().run()

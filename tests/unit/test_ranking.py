@@ -125,6 +125,19 @@ def test_rules_rank_when_the_online_store_is_down(spec):
     assert shown(slate) == ["loved", "dull"]
 
 
+def test_counters_past_their_ttl_read_as_no_row(spec):
+    view = spec.schema.view("proposition_performance")
+    model = FakeModel(spec, "proposition_performance.log_impressions_1d")
+    just_before, after = (NOON + timedelta(seconds=view.ttl_s + s) for s in (-60, 60))
+
+    kept = POPULAR.performance.without_older_than(just_before.timestamp() - view.ttl_s)
+    late = rankers(model).rank(request(), "r1", after)
+
+    assert kept.counts.any()
+    assert {ranked.score for ranked in late.propositions} == {0.0}
+    assert not POPULAR.performance.without_older_than(after.timestamp() - view.ttl_s).counts.any()
+
+
 def test_a_bug_in_the_model_ranker_costs_quality_not_the_answer(spec):
     class BrokenModel(FakeModel):
         def score(self, matrix):

@@ -125,17 +125,16 @@ def test_rules_rank_when_the_online_store_is_down(spec):
     assert shown(slate) == ["loved", "dull"]
 
 
-def test_counters_past_their_ttl_read_as_no_row(spec):
-    view = spec.schema.view("proposition_performance")
-    model = FakeModel(spec, "proposition_performance.log_impressions_1d")
-    just_before, after = (NOON + timedelta(seconds=view.ttl_s + s) for s in (-60, 60))
+@pytest.mark.parametrize(("seconds_past_ttl", "is_known"), [(-60, True), (60, False)])
+def test_candidates_counters_past_their_ttl_read_as_no_row(spec, seconds_past_ttl, is_known):
+    ttl_s = spec.schema.view("proposition_performance").ttl_s
+    now = NOON + timedelta(seconds=ttl_s + seconds_past_ttl)
+    model = FakeModel(spec, "proposition_performance.idle_days")
 
-    kept = POPULAR.performance.without_older_than(just_before.timestamp() - view.ttl_s)
-    late = rankers(model).rank(request(), "r1", after)
+    slate = rankers(model).rank(request(), "r1", now)
 
-    assert kept.counts.any()
-    assert {ranked.score for ranked in late.propositions} == {0.0}
-    assert not POPULAR.performance.without_older_than(after.timestamp() - view.ttl_s).counts.any()
+    idle_days = [ranked.score for ranked in slate.propositions]
+    assert np.isnan(idle_days).tolist() == [not is_known] * 2
 
 
 def test_a_bug_in_the_model_ranker_costs_quality_not_the_answer(spec):

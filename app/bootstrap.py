@@ -30,6 +30,7 @@ from app.api.metrics import ServingMetrics
 from app.domain.catalog import Catalog
 from app.domain.types import Proposition, Slate, SuggestRequest
 from app.events.project import Projector
+from app.features.covisits import CovisitRules
 from app.serving.decisions import DecisionQueue
 from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, RulesRanker
 from app.serving.refresh import Background, LiveModel, LiveSnapshot
@@ -70,7 +71,11 @@ def build_projector(settings: Settings) -> tuple[Projector, FeatureTables]:
 
     tables = FeatureTables(batch_database(settings))
     return Projector(
-        tables, open_online_writer(settings), settings.half_lives_s, settings.project_batch_events
+        tables,
+        open_online_writer(settings),
+        settings.half_lives_s,
+        CovisitRules(settings.covisit_window_s, settings.covisit_half_life_s),
+        settings.project_batch_events,
     ), tables
 
 

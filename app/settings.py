@@ -93,6 +93,18 @@ class Settings(BaseSettings):
         description="Half-lives of the decayed counters in seconds, ascending, comma-separated. "
         "After a change run `propositions rebuild-features` and train again.",
     )
+    covisit_window_s: float = Field(
+        86_400.0,
+        gt=0,
+        description="Seconds that two clicks or conversions of a user may lie apart to make their propositions "
+        "neighbours. After a change run `propositions rebuild-features`.",
+    )
+    covisit_half_life_s: float = Field(
+        2_592_000.0,
+        gt=0,
+        description="Half-life of the weights between neighbouring propositions in seconds. "
+        "After a change run `propositions rebuild-features`.",
+    )
     context_fields: Annotated[tuple[str, ...], CommaSeparated] = Field(
         ("page", "device", "daypart", "weekday"),
         description="Fields of a context that tell contexts apart, comma-separated. "

@@ -86,6 +86,15 @@ proposition_catalog = FeatureView(
     ],
     source=_source("proposition_catalog"),
 )
+# For finding candidates; no input of the model.
+user_recent = FeatureView(
+    name="user_recent",
+    entities=[user],
+    ttl=COUNTERS_TTL,
+    schema=[Field(name="propositions", dtype=Array(String))],
+    source=_source("user_recent"),
+    description="What the user clicked or converted on last: at most 20 propositions, the newest first.",
+)
 context_activity = _counter_view("context_activity", context)
 user_activity = _counter_view("user_activity", user)
 proposition_performance = _counter_view("proposition_performance", proposition)

@@ -6,6 +6,8 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from app.domain.context import KEY_SEPARATOR
+
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -20,6 +22,15 @@ def copy_rows(
     buffer.seek(0)
     with connection.connection.cursor() as cursor:
         cursor.copy_expert(f"COPY {table} ({', '.join(columns)}) FROM STDIN", buffer)
+
+
+def text_array(texts: Sequence[str]) -> str:
+    """Printable texts as PostgreSQL reads an array of them."""
+    if not texts:
+        return "{}"
+    # Escaped all at once: arrays of neighbours make up much of what the projector writes.
+    escaped = KEY_SEPARATOR.join(texts).replace("\\", "\\\\").replace('"', '\\"')
+    return '{"' + escaped.replace(KEY_SEPARATOR, '","') + '"}'
 
 
 def _as_copy_text(value: Any) -> str:

@@ -11,12 +11,13 @@ from datetime import UTC, datetime
 from feast import FeatureStore, FeatureView
 from feast.errors import FeastObjectNotFoundException
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import DoubleList, Value
+from feast.protos.feast.types.Value_pb2 import DoubleList, StringList, Value
 from redis.exceptions import RedisError
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from app.domain.errors import ConfigurationError, StoreUnavailable
-from app.features.fold import COUNTER_VIEWS, FeatureRow
+from app.features.fold import FOLDED_VIEWS, Counters, FeatureRow, State
+from app.features.recent import RECENT_FIELD
 from app.features.schema import (
     AS_OF_FIELD,
     COUNTER_FIELDS,
@@ -52,14 +53,14 @@ def open_feature_store(settings: Settings) -> FeatureStore:
 
 
 def open_online_writer(settings: Settings) -> "OnlineFeatureWriter | None":
-    """A writer to the online store; None while the feature repo is not applied."""
+    """A writer to the online store; None while the feature repo is not applied, or only an older one is."""
     store = open_feature_store(settings)
     try:
         load_schema(store)
+        return OnlineFeatureWriter(store)
     except ConfigurationError as error:
         log.warning("features go to Postgres only: %s", error)
         return None
-    return OnlineFeatureWriter(store)
 
 
 class RegistrySchema:
@@ -140,40 +141,46 @@ def _kind(dtype, tags: Mapping[str, str]) -> FieldKind:
 
 
 class OnlineFeatureWriter:
-    """Writes counters where Feast and the service read them, and remembers how far it got.
+    """Writes what the projector folded where Feast and the service read it, and remembers how far it got.
 
     The memory lies in the online store itself, so a store that lost its data is seen to be behind.
+
+    Raises:
+        ConfigurationError: the registry lacks a view, because the feature repo was not applied since.
     """
 
     def __init__(self, store: FeatureStore) -> None:
         # The projector is the only writer of newer rows: it need not ask for the older ones first.
         store.config.online_store.skip_dedup = True
         self._store = store
-        self._views = {entity: store.get_feature_view(name) for entity, name in COUNTER_VIEWS.items()}
+        try:
+            self._views = {name: store.get_feature_view(name) for name in FOLDED_VIEWS}
+        except FeastObjectNotFoundException as error:
+            raise ConfigurationError(f"{error}: run `propositions feast apply`") from error
         self._online_store = store.provider.online_store
         self._client = self._online_store._get_client(store.config.online_store)
 
-    def write(self, rows: Mapping[EntityName, Sequence[FeatureRow]]) -> None:
+    def write(self, rows: Mapping[str, Sequence[FeatureRow]]) -> None:
         """Raises StoreUnavailable when the online store does not answer; writing again does no harm."""
         try:
-            for entity, entity_rows in rows.items():
-                view = self._views[entity]
+            for name, view_rows in rows.items():
+                view = self._views[name]
                 join_key = view.entity_columns[0].name
                 self._online_store.online_write_batch(
                     self._store.config,
                     view,
-                    [_online_row(join_key, row) for row in entity_rows],
+                    [_online_row(join_key, row) for row in view_rows],
                     progress=None,
                 )
         except RedisError as error:
             raise StoreUnavailable(f"Redis did not take the features: {error}") from error
 
     def write_facts(self) -> None:
-        """Materializes the views without counters (profiles, catalog) from their first row on.
+        """Materializes the views that are not folded (profiles, catalog) from their first row on.
 
         Feast's incremental materialization starts where it ended last, also on a store that lost its data.
         """
-        views = [view for view in self._store.list_feature_views() if view.name not in COUNTER_VIEWS.values()]
+        views = [view for view in self._store.list_feature_views() if view.name not in FOLDED_VIEWS]
         now = datetime.now(UTC)
         try:
             with redirect_stdout(sys.stderr):  # Feast tells of its progress; stdout holds logs only
@@ -198,14 +205,21 @@ class OnlineFeatureWriter:
 
 
 def _online_row(join_key: str, row: FeatureRow):
-    values = {
-        name: Value(double_list_val=DoubleList(val=counts))
-        for name, counts in zip(COUNTER_FIELDS, row.counters.counts.tolist(), strict=True)
-    }
-    values[AS_OF_FIELD] = Value(double_val=row.counters.as_of_s)
     return (
         EntityKey(join_keys=[join_key], entity_values=[Value(string_val=row.key)]),
-        values,
+        _online_values(row.state),
         row.valid_from,
         None,
     )
+
+
+def _online_values(state: State) -> dict[str, Value]:
+    if isinstance(state, Counters):
+        return {
+            **{
+                name: Value(double_list_val=DoubleList(val=counts))
+                for name, counts in zip(COUNTER_FIELDS, state.counts.tolist(), strict=True)
+            },
+            AS_OF_FIELD: Value(double_val=state.as_of_s),
+        }
+    return {RECENT_FIELD: Value(string_list_val=StringList(val=state.proposition_ids))}

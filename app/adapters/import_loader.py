@@ -11,7 +11,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
-from app.adapters.copying import copy_rows
+from app.adapters.copying import copy_rows, text_array
 from app.adapters.database import Database
 from app.adapters.event_log import advance_head
 from app.domain.context import context_key
@@ -286,7 +286,7 @@ def _proposition_row(proposition: Proposition) -> tuple:
         proposition.proposition_id,
         proposition.title,
         proposition.category,
-        _text_array(proposition.tags),
+        text_array(proposition.tags),
         proposition.value,
         proposition.is_active,
         _iso(proposition.starts_at),
@@ -294,11 +294,6 @@ def _proposition_row(proposition: Proposition) -> tuple:
         json.dumps(proposition.attributes),
         _iso(proposition.created_at),
     )
-
-
-def _text_array(texts: Sequence[str]) -> str:
-    """An array as PostgreSQL reads it: printable texts are quoted as in JSON."""
-    return "{" + ",".join(json.dumps(text, ensure_ascii=False) for text in texts) + "}"
 
 
 def _iso(moment: datetime | None) -> str | None:

@@ -1,14 +1,24 @@
 """The projector: folds the event log into feature rows, in Postgres and in the online store."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.domain.types import RecordedEvent
-from app.features.fold import BEGINNING, FeatureRow, States, entity_keys, fold_events, latest_rows
+from app.features.covisits import CovisitRules, fold_positives, touched_neighbours
+from app.features.fold import (
+    BEGINNING,
+    Counters,
+    FeatureRow,
+    States,
+    counter_keys,
+    fold_events,
+    latest_rows,
+)
+from app.features.recent import recent_keys
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +44,14 @@ class Tables(Protocol):
 
 
 class StateCache:
-    """States of recent entities, so that not every batch asks Postgres for them. Bounded."""
+    """States by key, so that not every batch asks Postgres for them. Bounded."""
 
-    def __init__(self, max_entries: int = 500_000) -> None:
-        self._states: States = {}
+    def __init__(self, max_entries: int) -> None:
+        self._states: dict[Hashable, Any] = {}
         self._max_entries = max_entries
 
-    def fetch(self, events: Sequence[RecordedEvent], load: Callable[..., States]) -> States:
-        """The states of all entities that `events` touch; the fold may change the mapping."""
-        wanted = {key for event in events for key in entity_keys(event)}
+    def fetch(self, wanted: Collection[Hashable], load: Callable[[Collection], dict]) -> dict:
+        """A mapping with all wanted states that there are; the fold may change it and them."""
         if len(self._states) + len(wanted) > self._max_entries:
             self._states = {key: self._states[key] for key in wanted if key in self._states}
         unknown = [key for key in wanted if key not in self._states]
@@ -52,6 +61,18 @@ class StateCache:
 
     def forget(self) -> None:
         self._states = {}
+
+
+class FoldCache:
+    """What the fold knows of recent entities. The neighbours of a proposition weigh some kilobytes."""
+
+    def __init__(self) -> None:
+        self.states = StateCache(max_entries=500_000)
+        self.neighbours = StateCache(max_entries=50_000)
+
+    def forget(self) -> None:
+        self.states.forget()
+        self.neighbours.forget()
 
 
 class Projector:
@@ -66,13 +87,15 @@ class Projector:
         tables: Tables,
         online: OnlineWriter | None,
         half_lives_s: Sequence[float],
+        covisit_rules: CovisitRules,
         batch_events: int,
     ) -> None:
         self._tables = tables
         self._online = online
         self._half_lives_s = half_lives_s
+        self._covisit_rules = covisit_rules
         self._batch_events = batch_events
-        self._cache = StateCache()
+        self._cache = FoldCache()
         self._folded_until = BEGINNING
 
     @property
@@ -90,7 +113,7 @@ class Projector:
     def rebuild(self) -> int:
         """Replays the whole log into new tables and swaps them in; readers see the old ones until then."""
         self._tables.start_rebuild()
-        cache, folded_until, total = StateCache(), BEGINNING, 0
+        cache, folded_until, total = FoldCache(), BEGINNING, 0
         while True:
             with self._tables.rebuild_batch() as batch:
                 events = self._fold(batch, folded_until, cache)[0]
@@ -128,20 +151,25 @@ class Projector:
             self._write_online(rows, _mark(progress), _mark(self._tables.progress()))
         return len(events)
 
-    def _fold(
-        self, batch, after: datetime, cache: StateCache
-    ) -> tuple[list[RecordedEvent], list[FeatureRow]]:
+    def _fold(self, batch, after: datetime, cache: FoldCache) -> tuple[list[RecordedEvent], list[FeatureRow]]:
         events = batch.events_after(after, self._batch_events)
         if not events:
             return [], []
-        states = cache.fetch(events, lambda keys: self._checked(batch.load_states(keys)))
+        touched = recent_keys(events).union(*map(counter_keys, events))
+        states = cache.states.fetch(touched, lambda keys: self._checked(batch.load_states(keys)))
+        neighbours = cache.neighbours.fetch(
+            touched_neighbours(events, states, self._covisit_rules.window_s), batch.load_neighbours
+        )
         rows = fold_events(events, states, self._half_lives_s)
+        recent_rows, neighbour_rows = fold_positives(events, states, neighbours, self._covisit_rules)
+        rows += recent_rows
         batch.append(rows)
+        batch.replace_neighbours(neighbour_rows)
         return events, rows
 
     def _checked(self, states: States) -> States:
-        for counters in states.values():
-            if counters.counts.shape[1] != len(self._half_lives_s):
+        for state in states.values():
+            if isinstance(state, Counters) and state.counts.shape[1] != len(self._half_lives_s):
                 raise ConfigurationError("HALF_LIVES_S has changed: run `propositions rebuild-features`")
         return states
 

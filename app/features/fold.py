@@ -14,6 +14,7 @@ import numpy as np
 
 from app.domain.context import crossed_key
 from app.domain.types import EventType, RecordedEvent
+from app.features.recent import RECENT_VIEW, Recents
 from app.features.schema import EntityName
 
 # Before any event.
@@ -36,6 +37,11 @@ KEY_COLUMNS: Mapping[EntityName, str] = {
     EntityName.USER_CATEGORY: "user_category_key",
     EntityName.CONTEXT_PROPOSITION: "context_proposition_key",
 }
+# Every view that the projector fills, and its entity.
+FOLDED_VIEWS: Mapping[str, EntityName] = {
+    **{view: entity for entity, view in COUNTER_VIEWS.items()},
+    RECENT_VIEW: EntityName.USER,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +52,38 @@ class Counters:
     as_of_s: float
 
 
+State = Counters | Recents
+# By feature view and key.
+States = dict[tuple[str, str], State]
+
+
 @dataclass(frozen=True, slots=True)
 class FeatureRow:
-    """The counters of one entity, valid from `valid_from` until its next row."""
+    """What a view says of one entity, valid from `valid_from` until its next row."""
 
-    entity: EntityName
+    view: str
     key: str
-    counters: Counters
+    state: State
     valid_from: datetime
 
 
-States = dict[tuple[EntityName, str], Counters]
+# Looked up for every event, and an enum hashes slower than its text.
+_OF_USER = COUNTER_VIEWS[EntityName.USER]
+_OF_PROPOSITION = COUNTER_VIEWS[EntityName.PROPOSITION]
+_OF_CONTEXT = COUNTER_VIEWS[EntityName.CONTEXT]
+_OF_USER_CATEGORY = COUNTER_VIEWS[EntityName.USER_CATEGORY]
+_OF_CONTEXT_PROPOSITION = COUNTER_VIEWS[EntityName.CONTEXT_PROPOSITION]
 
 
-def entity_keys(event: RecordedEvent) -> Iterator[tuple[EntityName, str]]:
-    """The entities whose counters an event touches."""
-    yield EntityName.PROPOSITION, event.proposition_id
-    yield EntityName.CONTEXT, event.context_key
-    yield EntityName.CONTEXT_PROPOSITION, crossed_key(event.context_key, event.proposition_id)
+def counter_keys(event: RecordedEvent) -> Iterator[tuple[str, str]]:
+    """The view and key of the counters that an event touches."""
+    yield _OF_PROPOSITION, event.proposition_id
+    yield _OF_CONTEXT, event.context_key
+    yield _OF_CONTEXT_PROPOSITION, crossed_key(event.context_key, event.proposition_id)
     if event.user_id is not None:
-        yield EntityName.USER, event.user_id
+        yield _OF_USER, event.user_id
         if event.category is not None:
-            yield EntityName.USER_CATEGORY, crossed_key(event.user_id, event.category)
+            yield _OF_USER_CATEGORY, crossed_key(event.user_id, event.category)
 
 
 def add_event(
@@ -98,24 +114,28 @@ def decay_to(counts: np.ndarray, as_of_s: np.ndarray, at_s, half_lives_s: np.nda
 def fold_events(
     events: Iterable[RecordedEvent], states: States, half_lives_s: Sequence[float]
 ) -> list[FeatureRow]:
-    """Folds events, ordered by `received_at`, into `states` (changed in place).
+    """Folds events, ordered by `received_at`, into the counters in `states` (changed in place).
 
     Returns one row per entity and `received_at`, in that order: what a reader may see from then on.
     """
     half_lives = np.asarray(half_lives_s, dtype=np.float64)
-    rows: dict[tuple[datetime, EntityName, str], FeatureRow] = {}
+    rows: dict[tuple[datetime, str, str], FeatureRow] = {}
     for event in events:
-        for entity, key in entity_keys(event):
-            counters = add_event(states.get((entity, key)), event.event_type, event.counted_at_s, half_lives)
-            states[entity, key] = counters
-            rows[event.received_at, entity, key] = FeatureRow(entity, key, counters, event.received_at)
+        for view, key in counter_keys(event):
+            counters = add_event(states.get((view, key)), event.event_type, event.counted_at_s, half_lives)
+            states[view, key] = counters
+            rows[event.received_at, view, key] = FeatureRow(view, key, counters, event.received_at)
     return list(rows.values())
 
 
-def latest_rows(rows: Iterable[FeatureRow]) -> dict[EntityName, list[FeatureRow]]:
-    """The last row of every entity key, grouped by entity."""
-    latest = {(row.entity, row.key): row for row in rows}
-    grouped: dict[EntityName, list[FeatureRow]] = defaultdict(list)
-    for row in latest.values():
-        grouped[row.entity].append(row)
+def latest_rows(rows: Iterable[FeatureRow]) -> dict[str, list[FeatureRow]]:
+    """The last row of every entity key, grouped by view."""
+    latest = {(row.view, row.key): row for row in rows}
+    return rows_by_view(latest.values())
+
+
+def rows_by_view(rows: Iterable[FeatureRow]) -> dict[str, list[FeatureRow]]:
+    grouped: dict[str, list[FeatureRow]] = defaultdict(list)
+    for row in rows:
+        grouped[row.view].append(row)
     return dict(grouped)

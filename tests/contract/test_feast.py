@@ -26,7 +26,8 @@ from app.bootstrap import FEAST_PROJECT
 from app.domain.errors import FeaturesUnavailable
 from app.domain.types import FeatureState
 from app.events.project import Projector
-from app.features.fold import COUNTER_VIEWS, KEY_COLUMNS
+from app.features.covisits import CovisitRules
+from app.features.fold import COUNTER_VIEWS, FOLDED_VIEWS, KEY_COLUMNS
 from app.features.schema import COUNTER_FIELDS, EntityName, FieldKind
 from tests.builders import CONTEXT_FIELDS, event, query
 from training.dataset import build_dataset
@@ -52,7 +53,13 @@ def database(settings) -> Database:
 
 @pytest.fixture
 def projector(settings, store, database) -> Projector:
-    return Projector(FeatureTables(database), OnlineFeatureWriter(store), settings.half_lives_s, 1_000)
+    return Projector(
+        FeatureTables(database),
+        OnlineFeatureWriter(store),
+        settings.half_lives_s,
+        CovisitRules(settings.covisit_window_s, settings.covisit_half_life_s),
+        1_000,
+    )
 
 
 @pytest.fixture
@@ -134,7 +141,7 @@ def test_materialize_writes_byte_for_byte_what_the_projector_pushes(settings, st
     with redis.Redis.from_url(settings.redis_address) as client:
         client.flushdb()
 
-    store.materialize_incremental(datetime.now(UTC) + timedelta(minutes=1), list(COUNTER_VIEWS.values()))
+    store.materialize_incremental(datetime.now(UTC) + timedelta(minutes=1), list(FOLDED_VIEWS))
 
     assert redis_content(settings) == pushed
 

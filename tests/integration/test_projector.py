@@ -11,12 +11,14 @@ from app.adapters.snapshots import SnapshotSource
 from app.bootstrap import open_import
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.events.project import Projector
+from app.features.covisits import CovisitRules
 from app.features.fold import COUNTER_VIEWS, KEY_COLUMNS
-from app.features.schema import EntityName
+from app.features.recent import Recents
 from app.features.snapshot import empty_snapshot
-from tests.builders import CONTEXT_FIELDS, event, proposition, query
+from tests.builders import CONTEXT_FIELDS, DAY_S, event, proposition, query
 
 START = datetime.now(UTC) - timedelta(days=3)
+COVISITS = CovisitRules(window_s=DAY_S, half_life_s=30 * DAY_S)
 
 
 class FakeOnlineStore:
@@ -27,9 +29,9 @@ class FakeOnlineStore:
 
     def write(self, rows):
         self._check()
-        for entity, entity_rows in rows.items():
-            for row in entity_rows:
-                self.rows[entity, row.key] = row.counters
+        for view, view_rows in rows.items():
+            for row in view_rows:
+                self.rows[view, row.key] = row.state
 
     def write_facts(self):
         self._check()
@@ -66,7 +68,7 @@ def project(settings, database, online):
     """A function that makes a new projector, as a restarted process would."""
 
     def make(batch_events: int = 1_000, half_lives_s=settings.half_lives_s) -> Projector:
-        return Projector(FeatureTables(database), online, half_lives_s, batch_events)
+        return Projector(FeatureTables(database), online, half_lives_s, COVISITS, batch_events)
 
     return make
 
@@ -86,32 +88,53 @@ def import_events(settings, count: int, start: datetime = START, prefix: str = "
 
 
 def feature_rows(settings) -> dict[str, list[tuple]]:
-    columns = "impressions, clicks, conversions, dismissals, as_of_s, event_timestamp"
+    """All that the projector has written, by table."""
+    counters = "impressions, clicks, conversions, dismissals, as_of_s, event_timestamp"
     return {
-        table: query(
-            settings, f"SELECT {KEY_COLUMNS[entity]}, {columns} FROM {table} ORDER BY 1, event_timestamp"
-        )
-        for entity, table in COUNTER_VIEWS.items()
+        **{
+            table: query(
+                settings, f"SELECT {KEY_COLUMNS[entity]}, {counters} FROM {table} ORDER BY 1, event_timestamp"
+            )
+            for entity, table in COUNTER_VIEWS.items()
+        },
+        "user_recent": query(
+            settings,
+            "SELECT user_id, propositions, counted_at_s, event_timestamp FROM user_recent"
+            " ORDER BY 1, event_timestamp",
+        ),
+        "proposition_neighbours": query(
+            settings,
+            "SELECT proposition_id, neighbour_ids, weights, as_of_s, updated_at FROM proposition_neighbours"
+            " ORDER BY 1",
+        ),
     }
 
 
 def latest_online(settings) -> dict:
-    rows = {}
+    rows = {
+        ("user_recent", user_id): tuple(propositions)
+        for user_id, propositions in query(
+            settings,
+            "SELECT DISTINCT ON (user_id) user_id, propositions FROM user_recent"
+            " ORDER BY user_id, event_timestamp DESC",
+        )
+    }
     for entity, table in COUNTER_VIEWS.items():
         for key, *counts in query(
             settings,
             f"SELECT DISTINCT ON ({KEY_COLUMNS[entity]}) {KEY_COLUMNS[entity]}, impressions, clicks, conversions,"
             f" dismissals FROM {table} ORDER BY {KEY_COLUMNS[entity]}, event_timestamp DESC",
         ):
-            rows[entity, key] = np.array(counts)
+            rows[table, key] = np.array(counts)
     return rows
 
 
 def assert_online_is_current(settings, online):
     expected = latest_online(settings)
     assert online.rows.keys() == expected.keys()
-    for key, counters in online.rows.items():
-        assert np.array_equal(counters.counts, expected[key])
+    for key, state in online.rows.items():
+        online_value = state.proposition_ids if isinstance(state, Recents) else state.counts
+        assert np.array_equal(online_value, expected[key])
 
 
 def test_every_event_is_folded_once_however_often_the_projector_runs(settings, project):
@@ -129,7 +152,7 @@ def test_the_size_of_batches_and_restarts_between_them_do_not_matter(settings, p
     at_once = feature_rows(settings)
 
     query(settings, "UPDATE projection SET folded_until = '-infinity'")
-    for table in COUNTER_VIEWS.values():
+    for table in at_once:
         query(settings, f"TRUNCATE {table}")
     while project(batch_events=7)._run_batch():
         pass
@@ -319,7 +342,7 @@ def test_a_snapshot_follows_the_catalog_and_the_counters(settings, database, pro
     from_scratch = source.refresh(empty_snapshot(settings.half_lives_s))
     assert np.array_equal(second.performance.counts, from_scratch.performance.counts)
     assert second.attributes.values["category"].tolist() == ["", "news"]
-    expected = latest_online(settings)[EntityName.PROPOSITION, "p1"]
+    expected = latest_online(settings)["proposition_performance", "p1"]
     assert np.array_equal(second.performance.counts[second.catalog.index["p1"]], expected)
 
 
@@ -333,6 +356,6 @@ def test_a_rebuild_reaches_snapshots_though_no_row_is_newer(settings, database, 
 
     second = source.refresh(first)
 
-    expected = latest_online(settings)[EntityName.PROPOSITION, "p0"]
+    expected = latest_online(settings)["proposition_performance", "p0"]
     assert np.array_equal(second.performance.counts[0], expected)
     assert not np.array_equal(second.performance.counts[0], first.performance.counts[0])

@@ -16,7 +16,7 @@ CLICK = EVENT_ROW[EventType.CLICK]
 
 
 def clicks(states, entity=EntityName.USER, key="u1"):
-    return states[entity, key].counts[CLICK]
+    return states[COUNTER_VIEWS[entity], key].counts[CLICK]
 
 
 def test_an_event_counts_one_and_half_after_a_half_life():
@@ -33,9 +33,9 @@ def test_an_event_touches_user_proposition_context_and_both_crossings():
 
     fold_events([recorded()], states, HALF_LIVES)
 
-    assert {entity for entity, _ in states} == set(EntityName)
-    assert (EntityName.USER_CATEGORY, "u1\x1fsport") in states
-    assert (EntityName.CONTEXT_PROPOSITION, "weekday=fri\x1fp1") in states
+    assert {view for view, _ in states} == set(COUNTER_VIEWS.values())
+    assert ("user_category_affinity", "u1\x1fsport") in states
+    assert ("context_proposition_performance", "weekday=fri\x1fp1") in states
 
 
 def test_an_anonymous_event_touches_no_user():
@@ -43,7 +43,7 @@ def test_an_anonymous_event_touches_no_user():
 
     fold_events([recorded(user_id=None)], states, HALF_LIVES)
 
-    assert {entity for entity, _ in states}.isdisjoint({EntityName.USER, EntityName.USER_CATEGORY})
+    assert {view for view, _ in states}.isdisjoint({"user_activity", "user_category_affinity"})
 
 
 def test_a_late_event_counts_at_its_own_time():
@@ -62,7 +62,7 @@ def test_a_late_event_is_visible_from_its_receipt_only():
         [recorded(after_s=HOUR_S), recorded(after_s=0, received_after_s=2 * HOUR_S)], {}, HALF_LIVES
     )
 
-    user_rows = [row for row in rows if row.entity is EntityName.USER]
+    user_rows = [row for row in rows if row.view == "user_activity"]
     assert [row.valid_from for row in user_rows] == [
         NOON + timedelta(seconds=HOUR_S),
         NOON + timedelta(seconds=2 * HOUR_S),
@@ -72,7 +72,7 @@ def test_a_late_event_is_visible_from_its_receipt_only():
 def test_events_of_one_commit_give_one_row_per_entity():
     rows = fold_events([recorded(), recorded("impression")], {}, HALF_LIVES)
 
-    assert len([row for row in rows if row.entity is EntityName.USER]) == 1
+    assert len([row for row in rows if row.view == "user_activity"]) == 1
 
 
 def test_decay_does_not_grow_counts_when_the_clock_runs_behind():
@@ -120,11 +120,11 @@ def test_folding_online_in_batches_equals_replaying_all_at_once(events, seed):
         batch, rest = rest[:size], rest[size:]
         online += fold_events(batch, online_states, HALF_LIVES)
 
-    assert [(r.entity, r.key, r.valid_from, r.counters.as_of_s) for r in online] == [
-        (r.entity, r.key, r.valid_from, r.counters.as_of_s) for r in replayed
+    assert [(r.view, r.key, r.valid_from, r.state.as_of_s) for r in online] == [
+        (r.view, r.key, r.valid_from, r.state.as_of_s) for r in replayed
     ]
     for ours, theirs in zip(online, replayed, strict=True):
-        assert np.array_equal(ours.counters.counts, theirs.counters.counts)
+        assert np.array_equal(ours.state.counts, theirs.state.counts)
 
 
 @settings(max_examples=60, deadline=None)
@@ -133,8 +133,8 @@ def test_a_counter_is_the_sum_of_its_decayed_events(events):
     states = {}
     fold_events(events, states, HALF_LIVES)
 
-    for (entity, key), counters in states.items():
-        if entity is not EntityName.PROPOSITION:
+    for (view, key), counters in states.items():
+        if view != "proposition_performance":
             continue
         for event_type in EventType:
             for position, half_life_s in enumerate(HALF_LIVES):
@@ -149,6 +149,6 @@ def test_a_counter_is_the_sum_of_its_decayed_events(events):
 def test_the_latest_row_of_an_entity_is_its_last():
     rows = fold_events([recorded(after_s=0), recorded(after_s=5)], {}, HALF_LIVES)
 
-    latest = latest_rows(rows)[EntityName.USER]
+    latest = latest_rows(rows)["user_activity"]
 
     assert [row.valid_from for row in latest] == [NOON + timedelta(seconds=5)]

@@ -162,7 +162,9 @@ class ProjectionBatch:
         )
 
     def set_folded_until(self, moment: datetime) -> None:
-        self._connection.execute(text("UPDATE projection SET folded_until = :moment"), {"moment": moment})
+        self._connection.execute(
+            text("UPDATE projection SET folded_until = :moment, positives_until = :moment"), {"moment": moment}
+        )
 
     def swap_in_rebuild(self, folded_until: datetime) -> None:
         """Makes the rebuilt tables the live ones."""
@@ -172,7 +174,8 @@ class ProjectionBatch:
         self._connection.execute(
             text("""
                 UPDATE projection
-                SET folded_until = :moment, generation = gen_random_uuid(), needs_rebuild = false"""),
+                SET folded_until = :moment, positives_until = :moment,
+                    generation = gen_random_uuid(), needs_rebuild = false"""),
             {"moment": folded_until},
         )
 
@@ -270,6 +273,8 @@ def _latest_rows(connection: Connection, view: str, after: datetime | None) -> I
 def _progress(connection: Connection, lock: str = "") -> Progress:
     row = connection.execute(
         text(f"""
-            SELECT nullif(folded_until, '-infinity'), generation::text, needs_rebuild FROM projection {lock}""")
+            SELECT nullif(folded_until, '-infinity'), generation::text,
+                   needs_rebuild OR positives_until <> folded_until
+            FROM projection {lock}""")
     ).one()
     return Progress(row[0] or BEGINNING, row[1], row[2])

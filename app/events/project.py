@@ -144,7 +144,7 @@ class Projector:
             self._cache.forget()
             raise
         if events is None:
-            log.info("events older than the folded ones were imported: replaying all")
+            log.info("not all that is folded is in the tables (an import, or an upgrade): replaying all")
             return self.rebuild()
         if events:
             self._folded_until = events[-1].received_at

@@ -50,16 +50,16 @@ class Neighbours:
 
     def add(self, other_id: str, at_s: float, half_life_s: float) -> None:
         """Counts one pair at `at_s`; an older one than the rest arrives already decayed."""
-        if at_s >= self.as_of_s + half_life_s:
+        if at_s - self.as_of_s >= half_life_s:
             self._bring_to(_landmark(at_s, half_life_s), half_life_s)
-        weight = 2.0 ** ((at_s - self.as_of_s) / half_life_s)
-        self.weights[other_id] = self.weights.get(other_id, 0.0) + weight
-        if len(self.weights) > MAX_NEIGHBOURS:
-            self.weights = dict(self.strongest()[:KEPT_NEIGHBOURS])
+        weights = self.weights
+        weights[other_id] = weights.get(other_id, 0.0) + 2.0 ** ((at_s - self.as_of_s) / half_life_s)
+        if len(weights) > MAX_NEIGHBOURS:
+            self.weights = {kept: self.weights[kept] for kept in self.by_weight()[:KEPT_NEIGHBOURS]}
 
-    def strongest(self) -> list[tuple[str, float]]:
-        """(proposition id, weight), the heaviest first."""
-        return sorted(self.weights.items(), key=lambda pair: (-pair[1], pair[0]))
+    def by_weight(self) -> list[str]:
+        """The ids of the neighbours, the heaviest first; equally heavy ones in the order of their ids."""
+        return sorted(sorted(self.weights), key=self.weights.__getitem__, reverse=True)
 
     def _bring_to(self, as_of_s: float, half_life_s: float) -> None:
         decay = 2.0 ** ((self.as_of_s - as_of_s) / half_life_s)
@@ -83,15 +83,12 @@ def partners(recents: Recents, proposition_id: str, at_s: float, window_s: float
 
     A pair counts at the later of its two events. `recents` is the list before the event.
     """
-    others = [
-        (other_id, time)
-        for other_id, time in zip(recents.proposition_ids, recents.counted_at_s, strict=True)
-        if other_id != proposition_id
-    ]
-    place = place_of(tuple(time for _, time in others), at_s)
+    others = recents.without(proposition_id)
+    place = place_of(others.counted_at_s, at_s)
+    near = slice(max(place - MAX_PARTNERS, 0), place + MAX_PARTNERS)
     return [
         (other_id, max(time, at_s))
-        for other_id, time in others[max(place - MAX_PARTNERS, 0) : place + MAX_PARTNERS]
+        for other_id, time in zip(others.proposition_ids[near], others.counted_at_s[near], strict=True)
         if abs(time - at_s) <= window_s
     ]
 
@@ -124,9 +121,8 @@ def fold_positives(
         key, proposition_id, at_s = recent_key(event), event.proposition_id, event.counted_at_s
         before = states.get(key, NO_RECENTS)
         for other_id, pair_at_s in partners(before, proposition_id, at_s, rules.window_s):
-            for one, other in ((proposition_id, other_id), (other_id, proposition_id)):
-                _neighbours_of(one, neighbours, pair_at_s, rules).add(other, pair_at_s, rules.half_life_s)
-                updated_at[one] = event.received_at
+            _add_pair(neighbours, proposition_id, other_id, pair_at_s, rules.half_life_s)
+            updated_at[proposition_id] = updated_at[other_id] = event.received_at
         after = add_positive(before, proposition_id, at_s)
         if after is not before:
             states[key] = after
@@ -134,13 +130,14 @@ def fold_positives(
     return list(rows.values()), [_row(key, neighbours[key], moment) for key, moment in updated_at.items()]
 
 
-def _neighbours_of(
-    proposition_id: str, neighbours: dict[str, Neighbours], at_s: float, rules: CovisitRules
-) -> Neighbours:
-    known = neighbours.get(proposition_id)
-    if known is None:
-        known = neighbours[proposition_id] = Neighbours({}, _landmark(at_s, rules.half_life_s))
-    return known
+def _add_pair(
+    neighbours: dict[str, Neighbours], one: str, other: str, at_s: float, half_life_s: float
+) -> None:
+    for proposition_id, other_id in ((one, other), (other, one)):
+        known = neighbours.get(proposition_id)
+        if known is None:
+            known = neighbours[proposition_id] = Neighbours({}, _landmark(at_s, half_life_s))
+        known.add(other_id, at_s, half_life_s)
 
 
 def _landmark(at_s: float, half_life_s: float) -> float:
@@ -148,5 +145,6 @@ def _landmark(at_s: float, half_life_s: float) -> float:
 
 
 def _row(proposition_id: str, neighbours: Neighbours, updated_at: datetime) -> NeighbourRow:
-    ids, weights = zip(*neighbours.strongest(), strict=True)
+    ids = tuple(neighbours.by_weight())
+    weights = tuple(map(neighbours.weights.__getitem__, ids))
     return NeighbourRow(proposition_id, ids, weights, neighbours.as_of_s, updated_at)

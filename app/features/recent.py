@@ -10,7 +10,7 @@ RECENT_VIEW = "user_recent"
 RECENT_FIELD = "propositions"
 
 MAX_RECENT = 20
-_POSITIVES = frozenset({EventType.CLICK, EventType.CONVERSION})
+_POSITIVES = (EventType.CLICK, EventType.CONVERSION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,16 @@ class Recents:
 
     proposition_ids: tuple[str, ...] = ()
     counted_at_s: tuple[float, ...] = ()
+
+    def without(self, proposition_id: str) -> "Recents":
+        """The list without one proposition: the list itself if that is not in it."""
+        if proposition_id not in self.proposition_ids:
+            return self
+        place = self.proposition_ids.index(proposition_id)
+        return Recents(
+            self.proposition_ids[:place] + self.proposition_ids[place + 1 :],
+            self.counted_at_s[:place] + self.counted_at_s[place + 1 :],
+        )
 
 
 NO_RECENTS = Recents()
@@ -44,12 +54,10 @@ def recent_keys(events: Iterable[RecordedEvent]) -> set[tuple[str, str]]:
 
 def add_positive(recents: Recents, proposition_id: str, at_s: float) -> Recents:
     """The list after one more positive event, or the same object if that is too old to change it."""
-    ids, times = recents.proposition_ids, recents.counted_at_s
-    if proposition_id in ids:
-        known = ids.index(proposition_id)
-        if times[known] > at_s:
-            return recents
-        ids, times = _without(ids, known), _without(times, known)
+    others = recents.without(proposition_id)
+    if others is not recents and _time_of(recents, proposition_id) > at_s:
+        return recents
+    ids, times = others.proposition_ids, others.counted_at_s
     place = place_of(times, at_s)
     if place == MAX_RECENT:
         return recents
@@ -59,10 +67,10 @@ def add_positive(recents: Recents, proposition_id: str, at_s: float) -> Recents:
     )
 
 
+def _time_of(recents: Recents, proposition_id: str) -> float:
+    return recents.counted_at_s[recents.proposition_ids.index(proposition_id)]
+
+
 def place_of(times: tuple[float, ...], at_s: float) -> int:
     """Where an event that is received now belongs among `times`, which descend: behind what is newer."""
     return next((place for place, time in enumerate(times) if time <= at_s), len(times))
-
-
-def _without(values: tuple, position: int) -> tuple:
-    return values[:position] + values[position + 1 :]

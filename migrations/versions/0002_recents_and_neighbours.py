@@ -30,10 +30,14 @@ def upgrade() -> None:
         )""")
     op.execute("CREATE INDEX proposition_neighbours_updated_at ON proposition_neighbours (updated_at)")
 
-    # What was folded so far is not in these tables: the projector replays it.
+    # What was folded so far is not in these tables: the projector replays it. A projector of the release
+    # before may still run, fold into the other tables and think that it has replayed everything; the
+    # second mark, which it does not know, tells.
+    op.execute("ALTER TABLE projection ADD COLUMN positives_until timestamptz NOT NULL DEFAULT '-infinity'")
     op.execute("UPDATE projection SET needs_rebuild = true WHERE EXISTS (SELECT FROM events)")
 
 
 def downgrade() -> None:
+    op.execute("ALTER TABLE projection DROP COLUMN positives_until")
     op.execute("DROP TABLE proposition_neighbours")
     op.execute("DROP TABLE user_recent")

@@ -18,16 +18,22 @@ from feast.infra.offline_stores.contrib.postgres_offline_store.postgres import P
 
 from app.adapters.database import Database, batch_database
 from app.adapters.event_log import PostgresEventLog
-from app.adapters.feature_store import OnlineFeatureWriter, load_schema, open_feature_store
+from app.adapters.feature_store import (
+    OnlineFeatureWriter,
+    load_schema,
+    open_feature_store,
+    open_online_writer,
+)
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import connect_redis
 from app.bootstrap import FEAST_PROJECT
-from app.domain.errors import FeaturesUnavailable
+from app.domain.errors import ConfigurationError, FeaturesUnavailable
 from app.domain.types import FeatureState
 from app.events.project import Projector
 from app.features.covisits import CovisitRules
 from app.features.fold import COUNTER_VIEWS, FOLDED_VIEWS, KEY_COLUMNS
+from app.features.recent import RECENT_FIELD, RECENT_VIEW
 from app.features.schema import COUNTER_FIELDS, EntityName, FieldKind
 from tests.builders import CONTEXT_FIELDS, event, query
 from training.dataset import build_dataset
@@ -86,6 +92,10 @@ def redis_content(settings) -> dict[bytes, dict[bytes, bytes]]:
 
 
 def test_the_feature_repo_declares_the_views_that_the_fold_fills(store):
+    recent = store.get_feature_view(RECENT_VIEW)
+    assert [(field.name, str(field.dtype)) for field in recent.features] == [(RECENT_FIELD, "Array(String)")]
+    assert [column.name for column in recent.entity_columns] == [KEY_COLUMNS[FOLDED_VIEWS[RECENT_VIEW]]]
+
     schema = load_schema(store)
 
     declared = {view.entity: (view.name, view.join_key) for view in schema.views if view.has_counters}
@@ -121,6 +131,49 @@ def test_what_the_projector_pushes_is_read_by_stock_feast_and_by_our_reader_alik
         assert ours.rows.as_of_s.tolist() == stock["as_of_s"]
         for position, field in enumerate(COUNTER_FIELDS):
             assert ours.rows.counts[:, position, :].tolist() == stock[field]
+
+
+def test_what_a_user_clicked_last_is_read_by_stock_feast(store, database, projector):
+    clicked = ["p1", 'p"2\\', "p,3", "\u4e00"]
+    record(
+        database,
+        *(event(f"e{n}", "click", p, YESTERDAY + timedelta(seconds=n)) for n, p in enumerate(clicked)),
+    )
+    projector.run()
+
+    read = store.get_online_features(
+        features=["user_recent:propositions", "user_activity:clicks"],
+        entity_rows=[{"user_id": "u1"}, {"user_id": "nobody"}],
+    ).to_dict()
+
+    assert read["propositions"] == [clicked[::-1], None]
+    assert read["clicks"][0] is not None
+
+
+def test_what_a_user_had_clicked_last_is_known_for_every_past_moment(settings, store, database, projector):
+    first, second = event("e1", "click", "p1", YESTERDAY), event("e2", "click", "p2", datetime.now(UTC))
+    record(database, first)
+    between = query(settings, "SELECT clock_timestamp()")[0][0]
+    record(database, second)
+    projector.run()
+
+    moments = [YESTERDAY, between, datetime.now(UTC)]
+    values = ", ".join(f"('u1', timestamptz '{moment.isoformat()}')" for moment in moments)
+    joined = store.get_historical_features(
+        entity_df=f"SELECT * FROM (VALUES {values}) AS asked(user_id, event_timestamp)",
+        features=["user_recent:propositions"],
+    ).to_df()
+
+    known = joined.sort_values("event_timestamp")["propositions"].tolist()
+    assert [None if row is None else list(row) for row in known] == [None, ["p1"], ["p2", "p1"]]
+
+
+def test_the_projector_waits_for_a_feature_repo_that_lacks_its_views(settings, store):
+    store.registry.delete_feature_view("user_recent", store.project)
+
+    with pytest.raises(ConfigurationError, match="feast apply"):
+        OnlineFeatureWriter(open_feature_store(settings))
+    assert open_online_writer(settings) is None
 
 
 def query_keys(database, entity) -> list[str]:
@@ -181,6 +234,8 @@ def test_a_redis_that_lost_everything_gets_its_profiles_back_too(
     view = load_schema(store).view("user_profile")
     read = reader.read({view: ["u1"]}, HALF_LIFE_COUNT, datetime.now(UTC))["user_profile"]
     assert read.rows.values["age_years"].tolist() == [42.0]
+    for folded in FOLDED_VIEWS:
+        assert not store.get_feature_view(folded).materialization_intervals
 
 
 def test_feast_reads_an_unknown_entity_as_null_and_we_as_missing(store, reader):

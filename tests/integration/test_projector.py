@@ -8,7 +8,7 @@ from app.adapters.database import batch_database
 from app.adapters.event_log import PostgresEventLog
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.snapshots import SnapshotSource
-from app.bootstrap import open_import
+from app.bootstrap import migrate_database, open_import
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.events.project import Projector
 from app.features.covisits import CovisitRules
@@ -151,7 +151,7 @@ def test_the_size_of_batches_and_restarts_between_them_do_not_matter(settings, p
     project(batch_events=1_000).run()
     at_once = feature_rows(settings)
 
-    query(settings, "UPDATE projection SET folded_until = '-infinity'")
+    query(settings, "UPDATE projection SET folded_until = '-infinity', positives_until = '-infinity'")
     for table in at_once:
         query(settings, f"TRUNCATE {table}")
     while project(batch_events=7)._run_batch():
@@ -259,6 +259,100 @@ def test_what_was_derived_from_another_database_is_not_taken_for_this_one(
 
     assert_online_is_current(settings, online)
     assert SnapshotSource(database).refresh(foreign).contexts.keys() == snapshot.contexts.keys()
+
+
+def test_what_a_user_clicked_last_and_what_is_clicked_together_is_kept(settings, database, project):
+    now = datetime.now(UTC)
+    log_events(
+        database,
+        event("e1", "click", "p1", now - timedelta(hours=2)),
+        event("e2", "impression", "p2", now - timedelta(hours=2)),
+        event("e3", "conversion", "p3", now - timedelta(hours=1)),
+    )
+    log_events(database, event("e4", "click", "p1", now - timedelta(hours=3), user_id="u2"))
+    project().run()
+
+    log_events(
+        database,
+        event("e5", "click", "p4", now - timedelta(days=2)),
+        event("e6", "click", "p3", now, user_id="u2"),
+    )
+    project().run()
+
+    rows = feature_rows(settings)
+    assert [row[:2] for row in rows["user_recent"]] == [
+        ("u1", ["p3", "p1"]),
+        ("u1", ["p3", "p1", "p4"]),
+        ("u2", ["p1"]),
+        ("u2", ["p3", "p1"]),
+    ]
+    (p1, p3) = rows["proposition_neighbours"]
+    assert (p1[:2], p3[:2]) == (("p1", ["p3"]), ("p3", ["p1"]))
+    decay = 2 ** (-(now.timestamp() - p1[3]) / COVISITS.half_life_s)
+    assert p1[2][0] * decay == pytest.approx(2, rel=1e-2)
+    assert p1[4] == query(settings, "SELECT max(received_at) FROM events")[0][0]
+
+
+def test_neighbours_that_nothing_touched_keep_their_time(settings, database, project):
+    for user_id, propositions in (("u1", ("p1", "p2")), ("u2", ("p3", "p4"))):
+        log_events(database, *(event(f"{user_id}-{p}", "click", p, user_id=user_id) for p in propositions))
+        project().run()
+
+    changed = query(
+        settings,
+        "SELECT proposition_id FROM proposition_neighbours"
+        " WHERE updated_at > (SELECT min(received_at) FROM events) ORDER BY 1",
+    )
+
+    assert changed == [("p3",), ("p4",)]
+
+
+def test_ids_of_any_printable_text_are_kept_as_they_are(settings, database, project):
+    ids = ['"', "\\", "a,b", "{}", "NULL", "it's 100 %", "\u4e00"]
+    log_events(database, *(event(f"e{n}", "click", i) for n, i in enumerate(ids)))
+
+    project().run()
+    project().rebuild()
+
+    (row,) = feature_rows(settings)["user_recent"]
+    assert row[1] == ids[::-1]
+    assert {row[0] for row in feature_rows(settings)["proposition_neighbours"]} == set(ids)
+
+
+def test_an_upgrade_replays_what_was_folded_before_it(empty_database):
+    migrate_database(empty_database, up_to="0001")
+    database = batch_database(empty_database)
+    log_events(database, event("e1", "click", "p1"), event("e2", "click", "p2"))
+    query(empty_database, "UPDATE projection SET folded_until = (SELECT max(received_at) FROM events)")
+
+    migrate_database(empty_database)
+    flagged = query(empty_database, "SELECT needs_rebuild FROM projection")
+    projector = Projector(FeatureTables(database), None, empty_database.half_lives_s, COVISITS, 1_000)
+
+    assert flagged == [(True,)]
+    assert projector.run() == 2
+    assert projector.run() == 0
+    assert [row[1] for row in feature_rows(empty_database)["user_recent"]] == [["p2", "p1"]]
+    assert len(feature_rows(empty_database)["proposition_neighbours"]) == 2
+
+
+def test_an_upgrade_without_events_replays_nothing(empty_database):
+    migrate_database(empty_database, up_to="0001")
+
+    migrate_database(empty_database)
+
+    assert not FeatureTables(batch_database(empty_database)).progress().needs_rebuild
+
+
+def test_what_a_projector_of_the_release_before_folded_alone_is_replayed(settings, database, project):
+    import_events(settings, 20)
+    project().run()
+    log_events(database, event("e-old-release", "click", "p9", datetime.now(UTC), user_id="u0"))
+    query(settings, "UPDATE projection SET folded_until = (SELECT max(received_at) FROM events)")
+
+    project().run()
+
+    assert query(settings, "SELECT user_id FROM user_recent WHERE propositions[1] = 'p9'") == [("u0",)]
 
 
 def test_the_longest_ids_and_contexts_can_be_folded(settings, database, project):

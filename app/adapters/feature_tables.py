@@ -163,7 +163,8 @@ class ProjectionBatch:
 
     def set_folded_until(self, moment: datetime) -> None:
         self._connection.execute(
-            text("UPDATE projection SET folded_until = :moment, positives_until = :moment"), {"moment": moment}
+            text("UPDATE projection SET folded_until = :moment, positives_until = :moment"),
+            {"moment": moment},
         )
 
     def swap_in_rebuild(self, folded_until: datetime) -> None:

@@ -203,7 +203,7 @@ def test_a_crash_before_the_commit_leaves_nothing_and_loses_nothing(settings, pr
 
 
 def test_a_projector_whose_commit_failed_folds_nothing_twice_when_it_goes_on(settings, project, monkeypatch):
-    import_events(settings, 20)
+    import_events(settings, 60)
     projector = project()
 
     def fail(self, moment):
@@ -218,6 +218,7 @@ def test_a_projector_whose_commit_failed_folds_nothing_twice_when_it_goes_on(set
     went_on = feature_rows(settings)
     project().rebuild()
 
+    assert went_on["proposition_neighbours"]
     assert went_on == feature_rows(settings)
 
 

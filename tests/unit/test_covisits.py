@@ -124,6 +124,12 @@ def test_neighbours_are_reported_strongest_first_with_the_receipt_of_what_change
     assert by_id["a"].updated_at == NOON + timedelta(seconds=40)
 
 
+def test_equally_heavy_neighbours_are_reported_in_the_order_of_their_ids():
+    _, rows = fold_positives([click("b"), click("c"), click("a")], {}, {}, RULES)
+
+    assert {row.proposition_id: row.neighbour_ids for row in rows}["a"] == ("b", "c")
+
+
 @st.composite
 def click_logs(draw):
     """Positive events in the order of their receipt: some late, some in the same commit."""

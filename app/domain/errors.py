@@ -23,3 +23,7 @@ class ModelRefused(PropositionsError):
 
 class ImportRefused(PropositionsError):
     """A source file cannot be read at all, or a strict import met a bad line."""
+
+
+class UnsupportedForest(PropositionsError):
+    """A tree model that the bit-mask evaluator cannot score; score it with its own library."""

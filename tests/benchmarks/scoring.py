@@ -111,7 +111,10 @@ def _compiled(booster: xgboost.Booster, matrix: np.ndarray, repeats: int) -> dic
         path = Path(folder) / "trees.so"
         started = time.perf_counter()
         tl2cgen.export_lib(
-            treelite.frontend.from_xgboost(booster), toolchain="gcc", libpath=path, params={"parallel_comp": 2}
+            treelite.frontend.from_xgboost(booster),
+            toolchain="gcc",
+            libpath=path,
+            params={"parallel_comp": 2},
         )
         compile_s = time.perf_counter() - started
         predictor = tl2cgen.Predictor(path, nthread=1)

@@ -230,7 +230,7 @@ def _link(learner: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
     output_count = max(int(parameters["num_class"]), int(parameters.get("num_target", 1)))
     if booster["name"] != "gbtree":
         raise UnsupportedForest(f"the booster is {booster['name']}, supported is gbtree")
-    if output_count > 1 or any(booster["model"]["tree_info"]):
+    if output_count > 1:
         raise UnsupportedForest("the model has several outputs, supported is one")
     base_score = float(parameters["base_score"].strip("[]"))
     if objective in _IDENTITY_OBJECTIVES:

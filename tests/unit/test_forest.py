@@ -57,7 +57,7 @@ def models(draw) -> Trained:
     target = np.nan_to_num(matrix / np.maximum(1.0, np.nanstd(matrix, axis=0))).sum(axis=1) + noise
     objective = draw(st.sampled_from(OBJECTIVES))
     if objective != "reg:squarederror":
-        target = (target > np.median(target)).astype(float)
+        target = (target > np.quantile(target, 0.8)).astype(float)
     return trained(
         matrix,
         target,
@@ -250,9 +250,15 @@ def test_a_tree_of_64_leaves_is_scored_and_one_of_65_refused(deep_side):
         Forest.from_xgboost(chain_model(65, deep_side))
 
 
-def test_a_bushy_tree_of_more_than_64_leaves_is_refused():
-    with pytest.raises(UnsupportedForest, match="leaves"):
-        small_model(max_depth=8)
+def test_a_bushy_tree_of_64_leaves_is_scored_and_one_of_65_refused():
+    bushy = {"grow_policy": "lossguide", "max_depth": 0, "tree_count": 3}
+    model = small_model(**bushy, max_leaves=64)
+
+    scores = model.forest.scores(model.forest.part(slice(None)).masks(model.matrix))
+
+    assert_scores(scores, model.booster.inplace_predict(model.matrix))
+    with pytest.raises(UnsupportedForest, match="65 leaves"):
+        small_model(**bushy, max_leaves=65)
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,7 @@ class Forest:
         """Scores, float32 (n,), of n rows that are put together from masks of their parts.
 
         `shared` (tree_count,) belongs to all rows. Each of the one or more `pools` is a pair of masks
-        (m, tree_count) and of intp (n,): which of them belongs to which row. The same as joining by AND and
+        (m, tree_count) and of intp (n,): which of them belongs to which row (not checked to exist). The same as joining by AND and
         `scores`, but in cache and without temporaries, whose page faults cost more than the arithmetic.
         """
         row_count = len(pools[0][1])
@@ -182,11 +182,11 @@ class ForestPart:
         if block.shape[1] != self.column_count:
             raise ValueError(f"expected {self.column_count} columns, got {block.shape[1]}")
         forest, tested_count = self.forest, len(self.positions)
-        masks = forest.neutral(len(block))
         if tested_count == 0:
-            return masks
+            return forest.neutral(len(block))
         values = np.asarray(block, np.float32).T.take(self.positions, axis=0)
         intervals = forest.cuts.searchsorted(_ordered(values) + self._offsets, side="right")
+        masks = np.empty((len(block), forest.tree_count), forest.dtype)
         workspace = forest._workspace()
         for rows in _steps(len(block), workspace.size // (tested_count * forest.tree_count)):
             shape = tested_count, rows.stop - rows.start, forest.tree_count

@@ -40,6 +40,9 @@ class Settings(BaseSettings):
         description="Redis-protocol server to use, as redis://[:password@]host:port/db or rediss://. "
         "Unset: the embedded server that `propositions up` starts.",
     )
+    redis_cluster: bool = Field(
+        False, description="Whether REDIS_URL names a node of a Redis Cluster, which leads to the others."
+    )
     data_dir: Path = Field(
         Path(".propositions"),
         description="Folder for the embedded servers, models, snapshots and metrics of this machine.",

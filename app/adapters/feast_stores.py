@@ -27,7 +27,7 @@ from pydantic import model_validator
 from sqlalchemy import URL, CreateEnginePlugin
 from sqlalchemy.engine import make_url
 
-from app.adapters.redis_client import connect_redis
+from app.adapters.redis_client import ClusterClient, connect_redis
 from app.settings import load_settings
 
 FEAST_SCHEMA = "feast"
@@ -42,10 +42,12 @@ class PropositionsRedisOnlineStoreConfig(RedisOnlineStoreConfig):
 class PropositionsRedisOnlineStore(RedisOnlineStore):
     """Feast's Redis store over `REDIS_URL`, without the retries that make a dead Redis cost seconds."""
 
-    def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> redis.Redis:
+    def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> redis.Redis | ClusterClient:
         if self._client is None:
             settings = load_settings()
-            self._client = connect_redis(settings.redis_address, settings.redis_batch_timeout_ms)
+            self._client = connect_redis(
+                settings.redis_address, settings.redis_batch_timeout_ms, cluster=settings.redis_cluster
+            )
         return self._client
 
 

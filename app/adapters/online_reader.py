@@ -1,104 +1,222 @@
-"""Reads Feast's online rows straight from Redis: all views of a request in one round trip.
+"""Reads Feast's online rows straight from Redis: all views of a request in one round trip."""
 
-The layout is Feast's (docs/specs/online_store_format.md): a hash per entity key, under it a field per
-feature, named by a murmur3 hash of "view:feature" and holding a serialized Value, and per view a
-timestamp `_ts:view`.
-"""
-
+import struct
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import numpy as np
 import redis
-from feast.infra.online_stores.helpers import _mmh3, _redis_key
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
-from google.protobuf.message import DecodeError
-from google.protobuf.timestamp_pb2 import Timestamp
 
-from app.domain.errors import FeaturesUnavailable
+from app.adapters.feast_layout import (
+    decode_timestamp,
+    decode_value,
+    doubles_opening,
+    entity_key_opening,
+    timestamp_field,
+    value_field,
+)
+from app.adapters.redis_client import ClusterClient
+from app.adapters.redis_wire import open_wire
+from app.domain.errors import FeaturesUnavailable, StoreUnavailable
 from app.domain.types import FeatureState
 from app.features.ports import OnlineRows
-from app.features.rows import rows_from_records
-from app.features.schema import ViewSchema
+from app.features.rows import Rows, column
+from app.features.schema import AS_OF_FIELD, COUNTER_FIELDS, ViewSchema
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MOST_HASHES = 256
+
+_Reply = Sequence[bytes | None]
 
 
 class RedisOnlineReader:
-    """Implements `OnlineReader`.
+    """Implements `OnlineReader`, on one Redis or a cluster.
 
     Feast neither enforces a TTL online nor tells a missing entity from one with nulls; this does both,
     by the row's own timestamp.
     """
 
-    def __init__(self, client: redis.Redis, project: str) -> None:
-        self._client = client
+    def __init__(self, client: redis.Redis | ClusterClient, project: str) -> None:
+        self._wire = open_wire(client)
         self._project = project
+        self._hashes: dict[tuple[int, ...], _Hash] = {}
 
     def read(
-        self, keys: Mapping[ViewSchema, Sequence[str]], half_life_count: int, now: datetime
+        self,
+        keys: Mapping[ViewSchema, Sequence[str]],
+        half_life_count: int,
+        now: datetime,
+        timeout_s: float | None = None,
     ) -> Mapping[str, OnlineRows]:
-        pipeline = self._client.pipeline(transaction=False)
-        for view, entity_keys in keys.items():
-            fields = _redis_fields(view)
-            for key in entity_keys:
-                pipeline.hmget(self._redis_key(view.join_key, key), fields)
+        now_ns = _nanoseconds(now - _EPOCH)
+        asked = [(self._hash(views), entity_keys) for entity_keys, views in _by_keys(keys)]
+        replies = self._ask(asked, timeout_s)
+        rows: dict[str, OnlineRows] = {}
+        start = 0
         try:
-            replies = iter(pipeline.execute())
-        except redis.RedisError as error:
-            raise FeaturesUnavailable(f"Redis did not answer: {error}") from error
-        try:
-            return {
-                view.name: _decode(view, [next(replies) for _ in entity_keys], half_life_count, now)
-                for view, entity_keys in keys.items()
-            }
-        except (DecodeError, ValueError, TypeError) as error:
+            for hash_, entity_keys in asked:
+                end = start + len(entity_keys)
+                for view in hash_.views:
+                    rows[view.name] = view.decode(replies[start:end], half_life_count, now_ns)
+                start = end
+        except (ValueError, TypeError, IndexError, struct.error) as error:
             raise FeaturesUnavailable(f"Redis holds something else than features: {error}") from error
+        return rows
 
-    def _redis_key(self, join_key: str, key: str) -> bytes:
-        entity_key = EntityKey(join_keys=[join_key], entity_values=[Value(string_val=key)])
-        return _redis_key(self._project, entity_key, entity_key_serialization_version=3)
+    def _ask(self, asked: Sequence[tuple["_Hash", Sequence[str]]], timeout_s: float | None) -> list[_Reply]:
+        try:
+            commands = [hash_.command(key) for hash_, entity_keys in asked for key in entity_keys]
+            return self._wire.ask(b"".join(commands), len(commands), timeout_s) if commands else []
+        except StoreUnavailable as error:
+            raise FeaturesUnavailable(str(error)) from error
+        except UnicodeEncodeError as error:
+            raise FeaturesUnavailable(f"a key is no text: {error}") from error
+
+    def _hash(self, views: Sequence[ViewSchema]) -> "_Hash":
+        # By identity, because hashing a view costs more than reading it. A `_Hash` keeps its views alive.
+        identity = tuple(map(id, views))
+        known = self._hashes.get(identity)
+        if known is None:
+            if len(self._hashes) >= _MOST_HASHES:
+                self._hashes.clear()
+            known = self._hashes[identity] = _Hash(self._project, views)
+        return known
 
 
-@lru_cache(maxsize=256)
-def _redis_fields(view: ViewSchema) -> tuple[bytes, ...]:
-    return (f"_ts:{view.name}".encode(), *(_mmh3(f"{view.name}:{name}") for name in view.field_names))
+def _by_keys(
+    keys: Mapping[ViewSchema, Sequence[str]],
+) -> list[tuple[tuple[str, ...], list[ViewSchema]]]:
+    """The views whose rows lie in the same hashes, with the keys of these."""
+    groups: dict[tuple[str, tuple[str, ...]], list[ViewSchema]] = {}
+    for view, entity_keys in keys.items():
+        groups.setdefault((view.join_key, tuple(entity_keys)), []).append(view)
+    return [(entity_keys, views) for (_, entity_keys), views in groups.items()]
 
 
-def _decode(
-    view: ViewSchema, replies: Sequence[Sequence[bytes | None]], half_life_count: int, now: datetime
-) -> OnlineRows:
-    records: list[dict[str, Any] | None] = []
-    states: list[FeatureState] = []
-    for timestamp, *values in replies:
+class _Hash:
+    """The command that reads some views of one entity, ready but for the entity's key."""
+
+    def __init__(self, project: str, views: Sequence[ViewSchema]) -> None:
+        self.views: list[_View] = []
+        fields: list[bytes] = []
+        width = sum(1 + len(view.fields) for view in views)
+        for view in views:
+            self.views.append(_View(view, len(fields), width))
+            fields += [timestamp_field(view.name), *(value_field(view.name, n) for n in view.field_names)]
+        project_bytes = project.encode()
+        self._openings = _Openings(views[0].join_key, len(fields), len(project_bytes))
+        self._ending = b"%b\r\n%b" % (project_bytes, b"".join(b"$%d\r\n%b\r\n" % (len(f), f) for f in fields))
+
+    def command(self, key: str) -> bytes:
+        key_bytes = key.encode()
+        return self._openings[len(key_bytes)] + key_bytes + self._ending
+
+
+class _Openings(dict[int, bytes]):
+    """What stands in an HMGET before the bytes of the entity's key, by their number."""
+
+    def __init__(self, join_key: str, field_count: int, project_length: int) -> None:
+        super().__init__()
+        self._words = 2 + field_count
+        self._key_opening = entity_key_opening(join_key)
+        self._project_length = project_length
+
+    def __missing__(self, length: int) -> bytes:
+        key_opening = self._key_opening + struct.pack("<I", length)
+        redis_key_length = len(key_opening) + length + self._project_length
+        self[length] = b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%b" % (self._words, redis_key_length, key_opening)
+        return self[length]
+
+
+class _View:
+    """One view's part of the replies, which starts at `start` of their `width` values."""
+
+    def __init__(self, view: ViewSchema, start: int, width: int) -> None:
+        self.name = view.name
+        self._start, self._width = start, width
+        self._ttl_ns = round(view.ttl_s * 1e9)
+        positions = {name: start + 1 + number for number, name in enumerate(view.field_names)}
+        self._counters = [positions.pop(name) for name in COUNTER_FIELDS] if view.has_counters else []
+        self._as_of = positions.pop(AS_OF_FIELD) if view.has_counters else None
+        self._others = [
+            (field.name, field.dtype, positions[field.name], _types_of(field.dtype))
+            for field in view.fields
+            if field.name in positions
+        ]
+
+    def decode(self, replies: Sequence[_Reply], half_life_count: int, now_ns: int) -> OnlineRows:
+        """Raises ValueError, TypeError or IndexError for what is no row of this view."""
+        states = [self._state(reply, now_ns) for reply in replies]
+        fresh = [row for row, state in enumerate(states) if state is FeatureState.FRESH]
+        counts = as_of_s = None
+        if self._as_of is not None:
+            counts = np.zeros((len(replies), len(COUNTER_FIELDS), half_life_count))
+            as_of_s = np.full(len(replies), np.nan)
+            if fresh:
+                self._fill([replies[row] for row in fresh], fresh, counts, as_of_s)
+        values = {
+            name: column(dtype, self._values(replies, fresh, position, types))
+            for name, dtype, position, types in self._others
+        }
+        return OnlineRows(Rows(counts, as_of_s, values), states)
+
+    def _state(self, reply: _Reply, now_ns: int) -> FeatureState:
+        if len(reply) != self._width:
+            raise ValueError(f"{len(reply)} values instead of {self._width}")
+        timestamp = reply[self._start]
         if timestamp is None:
-            state = FeatureState.MISSING
-        else:
-            age_s = now.timestamp() - _seconds(timestamp)
-            state = FeatureState.FRESH if age_s <= view.ttl_s else FeatureState.STALE
-        states.append(state)
-        records.append(
-            dict(zip(view.field_names, map(_value, values), strict=True))
-            if state is FeatureState.FRESH
-            else None
-        )
-    return OnlineRows(rows_from_records(view, records, half_life_count), states)
+            return FeatureState.MISSING
+        is_fresh = now_ns - decode_timestamp(timestamp) <= self._ttl_ns
+        return FeatureState.FRESH if is_fresh else FeatureState.STALE
+
+    def _fill(
+        self, replies: Sequence[_Reply], rows: Sequence[int], counts: np.ndarray, as_of_s: np.ndarray
+    ) -> None:
+        """Writes the counters of `replies` into the rows at `rows`."""
+        half_life_count = counts.shape[2]
+        opening = doubles_opening(half_life_count)
+        length = len(opening) + 8 * half_life_count
+        numbers = []
+        for reply in replies:
+            for position in self._counters:
+                serialized = reply[position]
+                is_plain = serialized and len(serialized) == length and serialized.startswith(opening)
+                numbers.append(
+                    serialized[len(opening) :] if is_plain else _counters(serialized, half_life_count)
+                )
+        counts[rows] = np.frombuffer(b"".join(numbers)).reshape(len(rows), *counts.shape[1:])
+        as_of_s[rows] = [_checked(decode_value(reply[self._as_of]), (float, int)) for reply in replies]
+
+    def _values(
+        self, replies: Sequence[_Reply], fresh: Sequence[int], position: int, types: tuple[type, ...]
+    ) -> list[Any]:
+        values: list[Any] = [None] * len(replies)
+        for row in fresh:
+            values[row] = _checked(decode_value(replies[row][position]), types)
+        return values
 
 
-def _seconds(serialized: bytes) -> float:
-    timestamp = Timestamp()
-    timestamp.ParseFromString(serialized)
-    return timestamp.seconds + timestamp.nanos / 1e9
+def _types_of(dtype: str) -> tuple[type, ...]:
+    """The Python types of a field's values: Feast stores a value of whatever type it is given."""
+    if dtype == "String":
+        return (str,)
+    return (tuple,) if dtype.startswith("Array(") else (float, int)
 
 
-def _value(serialized: bytes | None) -> Any:
-    """A number, a text, a sequence of numbers, or None for null."""
-    if serialized is None:
-        return None
-    value = Value()
-    value.ParseFromString(serialized)
-    name = value.WhichOneof("val")
-    if name is None or name == "null_val":
-        return None
-    content = getattr(value, name)
-    return content.val if name.endswith("_list_val") else content
+def _checked(value: Any, types: tuple[type, ...]) -> Any:
+    if value is not None and not isinstance(value, types):
+        raise ValueError(f"a value of type {type(value).__name__} where {types[0].__name__} belongs")
+    return value
+
+
+def _counters(serialized: bytes | None, half_life_count: int) -> bytes:
+    """The bytes of a counter's numbers; zeros where there are none, or for other half-lives."""
+    numbers = _checked(decode_value(serialized), (tuple,)) or ()
+    if len(numbers) != half_life_count:
+        numbers = (0.0,) * half_life_count
+    return np.array(numbers, dtype=np.float64).tobytes()
+
+
+def _nanoseconds(delta: timedelta) -> int:
+    return ((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds) * 1_000

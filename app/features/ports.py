@@ -33,9 +33,15 @@ class OnlineRows:
 
 class OnlineReader(Protocol):
     def read(
-        self, keys: Mapping[ViewSchema, Sequence[str]], half_life_count: int, now: datetime
+        self,
+        keys: Mapping[ViewSchema, Sequence[str]],
+        half_life_count: int,
+        now: datetime,
+        timeout_s: float | None = None,
     ) -> Mapping[str, OnlineRows]:
         """The rows of the views by name, one per key; a stale row reads as no row.
+
+        `timeout_s`, what is left of the request's time, lowers the store's own timeout.
 
         Raises:
             FeaturesUnavailable: the online store did not answer in time.

@@ -17,7 +17,8 @@ class Rows:
 
     `counts` is float64 (n, event types, half-lives) with `as_of_s` float64 (n,), or None for a view
     without counters: zeros and NaN where an entity has no row. `values` has a float64 or str array
-    (n,) per other field: NaN and "" where there is no value.
+    (n,) per other field: NaN and "" where there is no value; for a field of arrays an object array of
+    tuples, () where there is none.
     """
 
     counts: np.ndarray | None
@@ -53,13 +54,18 @@ def rows_from_columns(
             _fill_arrays(counts[:, position, :], columns[name])
         as_of_s = _as_floats(columns[AS_OF_FIELD])
     values = {
-        field.name: _as_strings(columns[field.name])
-        if field.dtype == "String"
-        else _as_floats(columns[field.name])
+        field.name: column(field.dtype, columns[field.name])
         for field in view.fields
         if field.name not in (*COUNTER_FIELDS, AS_OF_FIELD)
     }
     return Rows(counts, as_of_s, values)
+
+
+def column(dtype: str, values: Sequence[Any]) -> np.ndarray:
+    """The values (None: no value) of a field of Feast's type `dtype`, as in `Rows.values`."""
+    if dtype == "String":
+        return _as_strings(values)
+    return _as_tuples(values) if dtype.startswith("Array(") else _as_floats(values)
 
 
 def rows_from_records(
@@ -86,3 +92,10 @@ def _as_floats(values: Sequence[Any]) -> np.ndarray:
 
 def _as_strings(values: Sequence[Any]) -> np.ndarray:
     return np.array([EMPTY_STRING if value is None else value for value in values], dtype=np.str_)
+
+
+def _as_tuples(values: Sequence[Any]) -> np.ndarray:
+    tuples = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        tuples[row] = () if value is None else tuple(value)
+    return tuples

@@ -1,0 +1,249 @@
+"""Commands to Redis without the client library's cost per command: packed bytes out, replies in.
+
+Connections are redis-py's, so passwords, TLS, databases and Unix sockets work as its address says. Only
+the bytes on them are handled here, which takes redis-py's private socket: the one place that does so.
+"""
+
+import ssl
+import threading
+import time
+from collections import defaultdict
+from functools import partial
+from typing import Any
+
+import hiredis
+import redis
+from redis.cluster import ClusterNode
+from redis.crc import key_slot
+from redis.exceptions import AskError, MovedError
+
+from app.adapters.redis_client import REDIS_ERRORS, ClusterClient
+from app.domain.errors import StoreUnavailable
+
+_READ_BYTES = 16_384
+_NOTHING = object()
+_ASKING = b"*1\r\n$6\r\nASKING\r\n"
+
+
+def open_wire(client: redis.Redis | ClusterClient) -> "RedisWire | ClusterWire":
+    """A wire to where `client` goes, with its timeouts and as many connections of its own."""
+    return ClusterWire(client) if isinstance(client, ClusterClient) else RedisWire(client.connection_pool)
+
+
+class RedisWire:
+    """One Redis. Works under gevent and in threads; make it after a fork."""
+
+    def __init__(self, pool: redis.ConnectionPool) -> None:
+        self._connection = partial(pool.connection_class, **pool.connection_kwargs)
+        self._timeout_s: float = pool.connection_kwargs["socket_timeout"]
+        self._free = threading.BoundedSemaphore(pool.max_connections)
+        self._idle: list[_Link] = []
+
+    def ask(self, packed: bytes, reply_count: int, timeout_s: float | None = None) -> list[Any]:
+        """The replies to `reply_count` commands, given as RESP in `packed`: bytes, int, list or None each.
+
+        `timeout_s` lowers the client's own timeout; it holds for all replies together and, while a new
+        connection is made, for each of its steps. A command may arrive twice, if the server closes the
+        connection on which it came first.
+
+        Raises:
+            StoreUnavailable: no answer in time, no free connection, no sense in the answer, or an error
+                as answer to one of the commands.
+        """
+        return _without_errors(self.exchange(packed, reply_count, timeout_s))
+
+    def exchange(self, packed: bytes, reply_count: int, timeout_s: float | None = None) -> list[Any]:
+        """As `ask`, with a `hiredis.ReplyError` in the place of each command that Redis refused."""
+        if timeout_s is None or timeout_s > self._timeout_s:
+            timeout_s = self._timeout_s
+        if not self._free.acquire(blocking=False):
+            raise StoreUnavailable("all connections to Redis are in use: raise REDIS_POOL_SIZE")
+        try:
+            return self._exchange(packed, reply_count, time.monotonic() + timeout_s)
+        except (*REDIS_ERRORS, hiredis.HiredisError, OSError) as error:
+            raise StoreUnavailable(f"Redis did not answer: {error}") from error
+        finally:
+            self._free.release()
+
+    def _exchange(self, packed: bytes, reply_count: int, deadline: float) -> list[Any]:
+        link = self._quiet_link()
+        if link is not None:
+            try:
+                return self._exchange_on(link, packed, reply_count, deadline)
+            except _ClosedBeforeReply:
+                pass  # Redis restarted, or something between us forgot the connection
+        return self._exchange_on(self._connect(deadline), packed, reply_count, deadline)
+
+    def _exchange_on(self, link: "_Link", packed: bytes, reply_count: int, deadline: float) -> list[Any]:
+        """Keeps the link for the next only if not a byte is left on it."""
+        is_clean = False
+        try:
+            replies = link.exchange(packed, reply_count, deadline)
+            is_clean = True
+        finally:
+            if is_clean:
+                self._idle.append(link)
+            else:
+                link.close()
+        return replies
+
+    def _quiet_link(self) -> "_Link | None":
+        """An idle link that was not closed, and on which nothing came that nobody asked for."""
+        while True:
+            try:
+                link = self._idle.pop()
+            except IndexError:
+                return None
+            if link.is_quiet():
+                return link
+            link.close()
+
+    def _connect(self, deadline: float) -> "_Link":
+        connection = self._connection()
+        connection.socket_connect_timeout = connection.socket_timeout = _seconds_until(deadline)
+        connection.connect()
+        return _Link(connection)
+
+
+class _ClosedBeforeReply(ConnectionError):
+    """The server closed the connection before the first byte of an answer."""
+
+
+class _Link:
+    """One connection, and the replies on it."""
+
+    __slots__ = ("_connection", "_reader", "_socket")
+
+    def __init__(self, connection: redis.Connection) -> None:
+        self._connection = connection
+        self._socket = connection._sock
+        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
+
+    def exchange(self, packed: bytes, reply_count: int, deadline: float) -> list[Any]:
+        replies = self._replies_in(self._first_bytes(packed, deadline), reply_count)
+        while len(replies) < reply_count:
+            self._socket.settimeout(_seconds_until(deadline))
+            received = self._socket.recv(_READ_BYTES)
+            if not received:
+                raise ConnectionError("it closed the connection in the middle of a reply")
+            replies += self._replies_in(received, reply_count - len(replies))
+        if self._reader.has_data():
+            raise ConnectionError("it sent more than was asked for")
+        return replies
+
+    def _first_bytes(self, packed: bytes, deadline: float) -> bytes:
+        self._socket.settimeout(_seconds_until(deadline))
+        try:
+            self._socket.sendall(packed)
+            received = self._socket.recv(_READ_BYTES)
+        except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+            raise _ClosedBeforeReply(str(error)) from error
+        if not received:
+            raise _ClosedBeforeReply("it closed the connection")
+        return received
+
+    def _replies_in(self, received: bytes, most: int) -> list[Any]:
+        self._reader.feed(received)
+        replies = []
+        while len(replies) < most and (reply := self._reader.gets()) is not _NOTHING:
+            replies.append(reply)
+        return replies
+
+    def is_quiet(self) -> bool:
+        try:
+            self._socket.settimeout(0)
+            self._socket.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            pass
+        return False
+
+    def close(self) -> None:
+        self._connection.disconnect()
+
+
+class ClusterWire:
+    """A Redis Cluster: one round trip to each node that holds one of the keys.
+
+    redis-py's own cluster pipeline waits, sleeps and asks again far beyond a request's deadline; this
+    follows one redirection and no more. It leaves to `RedisProbe` to find the nodes anew after a failover.
+    """
+
+    def __init__(self, client: ClusterClient) -> None:
+        self._client = client
+        self._wires: dict[str, RedisWire] = {}
+
+    def ask(self, packed: bytes, reply_count: int, timeout_s: float | None = None) -> list[Any]:
+        """As `RedisWire.ask`; the second word of each command must be its only key."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        commands = _unpack(packed, reply_count)
+        replies: list[Any] = [None] * reply_count
+        try:
+            for wire, positions in self._by_node(commands).items():
+                of_node = b"".join(hiredis.pack_command(commands[position]) for position in positions)
+                answers = wire.exchange(of_node, len(positions), _seconds_left(deadline))
+                for position, answer in zip(positions, answers, strict=True):
+                    replies[position] = answer
+            for position, reply in enumerate(replies):
+                if isinstance(reply, hiredis.ReplyError):
+                    replies[position] = self._redirected(reply, commands[position], deadline)
+        except (*REDIS_ERRORS, OSError) as error:
+            raise StoreUnavailable(f"Redis did not answer: {error}") from error
+        return _without_errors(replies)
+
+    def _by_node(self, commands: list[tuple[bytes, ...]]) -> dict[RedisWire, list[int]]:
+        positions = defaultdict(list)
+        for position, (_, key, *_) in enumerate(commands):
+            node = self._client.nodes_manager.get_node_from_slot(key_slot(key))
+            positions[self._wire(node)].append(position)
+        return positions
+
+    def _wire(self, node: ClusterNode) -> RedisWire:
+        if node.name not in self._wires:
+            self._wires[node.name] = RedisWire(self._client.get_redis_connection(node).connection_pool)
+        return self._wires[node.name]
+
+    def _redirected(
+        self, error: hiredis.ReplyError, command: tuple[bytes, ...], deadline: float | None
+    ) -> Any:
+        """The reply of the node that `error` names; `error` itself if it names none."""
+        kind, _, address = str(error).partition(" ")
+        packed = hiredis.pack_command(command)
+        if kind == "MOVED":
+            moved = MovedError(address)
+            self._client.nodes_manager.move_slot(moved)
+            return self._reply_of(moved, packed, 1, deadline)
+        if kind == "ASK":
+            return self._reply_of(AskError(address), _ASKING + packed, 2, deadline)
+        return error
+
+    def _reply_of(self, target: AskError, packed: bytes, reply_count: int, deadline: float | None) -> Any:
+        """The last of the replies."""
+        node = self._client.get_node(target.host, target.port) or ClusterNode(target.host, target.port)
+        return self._wire(node).exchange(packed, reply_count, _seconds_left(deadline))[-1]
+
+
+def _unpack(packed: bytes, count: int) -> list[tuple[bytes, ...]]:
+    reader = hiredis.Reader()
+    reader.feed(packed)
+    return [tuple(reader.gets()) for _ in range(count)]
+
+
+def _without_errors(replies: list[Any]) -> list[Any]:
+    for reply in replies:
+        if isinstance(reply, hiredis.ReplyError):
+            raise StoreUnavailable(f"Redis refused a command: {reply}")
+    return replies
+
+
+def _seconds_left(deadline: float | None) -> float | None:
+    return None if deadline is None else _seconds_until(deadline)
+
+
+def _seconds_until(deadline: float) -> float:
+    """Raises TimeoutError when that is past."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left

@@ -38,14 +38,18 @@ def decode_timestamp(serialized: bytes) -> int:
     Raises:
         ValueError: these bytes are no timestamp.
     """
-    seconds = nanos = 0
-    for tag, content in _fields(serialized):
-        if tag == 1 << 3:
+    seconds = nanos = position = 0
+    while position < len(serialized):
+        tag = serialized[position]
+        content, position = _read_varint(serialized, position + 1)
+        if tag == 1 << 3 | _VARINT:
             seconds = _signed(content)
-        elif tag == 2 << 3:
+        elif tag == 2 << 3 | _VARINT:
             nanos = content
         else:
             raise ValueError(f"a timestamp has no field of tag {tag}")
+    if nanos >= 1_000_000_000:
+        raise ValueError(f"{nanos} nanoseconds are no part of a second")
     return seconds * 1_000_000_000 + nanos
 
 
@@ -57,15 +61,14 @@ def decode_value(serialized: bytes | None) -> Any:
     """
     if not serialized:
         return None
-    if len(serialized) == 9 and serialized[0] == _DOUBLE_TAG:
+    if len(serialized) == 9 and serialized[0] == _DOUBLE_TAG:  # by far the most, without the generality
         return _DOUBLE.unpack_from(serialized, 1)[0]
-    value = None
-    for tag, content in _fields(serialized):
-        decode = _VALUES.get(tag)
-        if decode is None:
-            raise ValueError(f"features here have no values of Feast's field {tag >> 3}, wire type {tag & 7}")
-        value = decode(content)
-    return value
+    if not isinstance(serialized, bytes):
+        raise ValueError(f"{type(serialized).__name__} instead of a value")
+    (tag, content), *more = _fields(serialized)
+    if tag not in _VALUES or more:
+        raise ValueError(f"features here have no values with Feast's field {tag >> 3}, wire type {tag & 7}")
+    return _VALUES[tag](content)
 
 
 def doubles_opening(count: int) -> bytes:
@@ -126,6 +129,11 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
+def _signed32(value: int) -> int:
+    low = value & 0xFFFF_FFFF
+    return low - (1 << 32) if low >> 31 else low
+
+
 def _double(content: bytes) -> float:
     return _DOUBLE.unpack(content)[0]
 
@@ -177,6 +185,7 @@ def _list(wire_type: int, decode_item: Callable, decode_packed: Callable | None 
 _bytes_list = _list(_BYTES, bytes)
 _texts = _list(_BYTES, bytes.decode)
 _integers = _list(_VARINT, _signed, _packed_varints(_signed))
+_integers32 = _list(_VARINT, _signed32, _packed_varints(_signed32))
 _bools = _list(_VARINT, bool, _packed_varints(bool))
 _doubles = _list(_FIXED64, _double, _packed_doubles)
 _floats = _list(_FIXED32, _float, _packed_floats)
@@ -186,7 +195,7 @@ _DOUBLE_TAG = 5 << 3 | _FIXED64
 _VALUES: dict[int, Callable[[Any], Any]] = {
     1 << 3 | _BYTES: bytes,
     2 << 3 | _BYTES: bytes.decode,
-    3 << 3 | _VARINT: _signed,
+    3 << 3 | _VARINT: _signed32,
     4 << 3 | _VARINT: _signed,
     _DOUBLE_TAG: _double,
     6 << 3 | _FIXED32: _float,
@@ -194,7 +203,7 @@ _VALUES: dict[int, Callable[[Any], Any]] = {
     8 << 3 | _VARINT: _signed,
     11 << 3 | _BYTES: _bytes_list,
     12 << 3 | _BYTES: _texts,
-    13 << 3 | _BYTES: _integers,
+    13 << 3 | _BYTES: _integers32,
     14 << 3 | _BYTES: _integers,
     15 << 3 | _BYTES: _doubles,
     16 << 3 | _BYTES: _floats,

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -57,8 +58,7 @@ class RedisOnlineReader:
         try:
             for hash_, entity_keys in asked:
                 end = start + len(entity_keys)
-                for view in hash_.views:
-                    rows[view.name] = view.decode(replies[start:end], half_life_count, now_ns)
+                rows |= hash_.decode(replies[start:end], half_life_count, now_ns)
                 start = end
         except (ValueError, TypeError, IndexError, struct.error) as error:
             raise FeaturesUnavailable(f"Redis holds something else than features: {error}") from error
@@ -98,12 +98,13 @@ class _Hash:
     """The command that reads some views of one entity, ready but for the entity's key."""
 
     def __init__(self, project: str, views: Sequence[ViewSchema]) -> None:
-        self.views: list[_View] = []
+        self._schemas = tuple(views)
+        self._views: list[_View] = []
         fields: list[bytes] = []
-        width = sum(1 + len(view.fields) for view in views)
         for view in views:
-            self.views.append(_View(view, len(fields), width))
+            self._views.append(_View(view, len(fields)))
             fields += [timestamp_field(view.name), *(value_field(view.name, n) for n in view.field_names)]
+        self._field_count = len(fields)
         project_bytes = project.encode()
         self._openings = _Openings(views[0].join_key, len(fields), len(project_bytes))
         self._ending = b"%b\r\n%b" % (project_bytes, b"".join(b"$%d\r\n%b\r\n" % (len(f), f) for f in fields))
@@ -111,6 +112,13 @@ class _Hash:
     def command(self, key: str) -> bytes:
         key_bytes = key.encode()
         return self._openings[len(key_bytes)] + key_bytes + self._ending
+
+    def decode(self, replies: Sequence[_Reply], half_life_count: int, now_ns: int) -> dict[str, OnlineRows]:
+        """The rows by view, one per reply."""
+        for reply in replies:
+            if len(reply) != self._field_count:
+                raise ValueError(f"{len(reply)} values where {self._field_count} were asked for")
+        return {view.name: view.decode(replies, half_life_count, now_ns) for view in self._views}
 
 
 class _Openings(dict[int, bytes]):
@@ -130,11 +138,11 @@ class _Openings(dict[int, bytes]):
 
 
 class _View:
-    """One view's part of the replies, which starts at `start` of their `width` values."""
+    """One view's part of the replies, which begins at their value number `start`."""
 
-    def __init__(self, view: ViewSchema, start: int, width: int) -> None:
+    def __init__(self, view: ViewSchema, start: int) -> None:
         self.name = view.name
-        self._start, self._width = start, width
+        self._start = start
         self._ttl_ns = round(view.ttl_s * 1e9)
         positions = {name: start + 1 + number for number, name in enumerate(view.field_names)}
         self._counters = [positions.pop(name) for name in COUNTER_FIELDS] if view.has_counters else []
@@ -147,46 +155,38 @@ class _View:
 
     def decode(self, replies: Sequence[_Reply], half_life_count: int, now_ns: int) -> OnlineRows:
         """Raises ValueError, TypeError or IndexError for what is no row of this view."""
-        states = [self._state(reply, now_ns) for reply in replies]
+        oldest_ns = now_ns - self._ttl_ns
+        states = [_state(reply[self._start], oldest_ns) for reply in replies]
         fresh = [row for row, state in enumerate(states) if state is FeatureState.FRESH]
         counts = as_of_s = None
         if self._as_of is not None:
-            counts = np.zeros((len(replies), len(COUNTER_FIELDS), half_life_count))
-            as_of_s = np.full(len(replies), np.nan)
-            if fresh:
-                self._fill([replies[row] for row in fresh], fresh, counts, as_of_s)
+            counts, as_of_s = self._counts(replies, fresh, half_life_count)
         values = {
             name: column(dtype, self._values(replies, fresh, position, types))
             for name, dtype, position, types in self._others
         }
         return OnlineRows(Rows(counts, as_of_s, values), states)
 
-    def _state(self, reply: _Reply, now_ns: int) -> FeatureState:
-        if len(reply) != self._width:
-            raise ValueError(f"{len(reply)} values instead of {self._width}")
-        timestamp = reply[self._start]
-        if timestamp is None:
-            return FeatureState.MISSING
-        is_fresh = now_ns - decode_timestamp(timestamp) <= self._ttl_ns
-        return FeatureState.FRESH if is_fresh else FeatureState.STALE
-
-    def _fill(
-        self, replies: Sequence[_Reply], rows: Sequence[int], counts: np.ndarray, as_of_s: np.ndarray
-    ) -> None:
-        """Writes the counters of `replies` into the rows at `rows`."""
-        half_life_count = counts.shape[2]
-        opening = doubles_opening(half_life_count)
+    def _counts(
+        self, replies: Sequence[_Reply], fresh: Sequence[int], half_life_count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Counts (n, event types, half-lives) and their times (n,): the stored bytes, put side by side."""
+        opening, nothing = _counter_bytes(half_life_count)
         length = len(opening) + 8 * half_life_count
-        numbers = []
-        for reply in replies:
-            for position in self._counters:
-                serialized = reply[position]
-                is_plain = serialized and len(serialized) == length and serialized.startswith(opening)
-                numbers.append(
-                    serialized[len(opening) :] if is_plain else _counters(serialized, half_life_count)
-                )
-        counts[rows] = np.frombuffer(b"".join(numbers)).reshape(len(rows), *counts.shape[1:])
-        as_of_s[rows] = [_checked(decode_value(reply[self._as_of]), (float, int)) for reply in replies]
+        rows = [nothing] * len(replies)
+        for row in fresh:
+            reply = replies[row]
+            numbers = [
+                serialized[len(opening) :]
+                if (serialized := reply[position])
+                and len(serialized) == length
+                and serialized.startswith(opening)
+                else _counters(serialized, half_life_count)
+                for position in self._counters
+            ]
+            rows[row] = b"".join([*numbers, _as_of(reply[self._as_of])])
+        matrix = np.frombuffer(bytearray().join(rows)).reshape(len(rows), len(nothing) // 8)
+        return matrix[:, :-1].reshape(-1, len(COUNTER_FIELDS), half_life_count), matrix[:, -1]
 
     def _values(
         self, replies: Sequence[_Reply], fresh: Sequence[int], position: int, types: tuple[type, ...]
@@ -195,6 +195,12 @@ class _View:
         for row in fresh:
             values[row] = _checked(decode_value(replies[row][position]), types)
         return values
+
+
+def _state(timestamp: bytes | None, oldest_ns: int) -> FeatureState:
+    if timestamp is None:
+        return FeatureState.MISSING
+    return FeatureState.FRESH if decode_timestamp(timestamp) >= oldest_ns else FeatureState.STALE
 
 
 def _types_of(dtype: str) -> tuple[type, ...]:
@@ -210,12 +216,25 @@ def _checked(value: Any, types: tuple[type, ...]) -> Any:
     return value
 
 
+@cache
+def _counter_bytes(half_life_count: int) -> tuple[bytes, bytes]:
+    """What stands before a counter's numbers, and the numbers and time of a row that is not there."""
+    no_row = np.zeros(len(COUNTER_FIELDS) * half_life_count + 1)
+    no_row[-1] = np.nan
+    return doubles_opening(half_life_count), no_row.tobytes()
+
+
 def _counters(serialized: bytes | None, half_life_count: int) -> bytes:
     """The bytes of a counter's numbers; zeros where there are none, or for other half-lives."""
     numbers = _checked(decode_value(serialized), (tuple,)) or ()
     if len(numbers) != half_life_count:
         numbers = (0.0,) * half_life_count
     return np.array(numbers, dtype=np.float64).tobytes()
+
+
+def _as_of(serialized: bytes | None) -> bytes:
+    as_of_s = _checked(decode_value(serialized), (float, int))
+    return struct.pack("=d", np.nan if as_of_s is None else as_of_s)
 
 
 def _nanoseconds(delta: timedelta) -> int:

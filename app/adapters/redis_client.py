@@ -30,6 +30,7 @@ def connect_redis(
         socket_connect_timeout=timeout_ms / 1_000,
         retry=Retry(NoBackoff(), 0),
         max_connections=max_connections,
+        driver_info=None,  # introducing ourselves would cost each new connection two round trips
     )
 
 

@@ -689,6 +689,8 @@ def test_a_refused_connection_is_an_error_at_the_read_not_before(is_cluster):
 
     with pytest.raises(FeaturesUnavailable):
         reader.read({AGE: ["u1"]}, HALF_LIFE_COUNT, NOON)
+    with pytest.raises(redis.RedisError):
+        client.get("a")
     probe.refresh()
 
     assert probe.problem is not None

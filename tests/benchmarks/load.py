@@ -1,0 +1,99 @@
+"""Load on a running service, from processes of their own: closed loop with wrk, open loop with ours."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.open_loop import Outcome
+from tests.benchmarks.stores import ROOT
+
+CLOSED_CONNECTIONS = 32
+OPEN_CONNECTIONS = 128
+_SCRIPT = Path(__file__).with_name("wrk.lua")
+
+
+@dataclass(frozen=True, slots=True)
+class Throughput:
+    requests: int
+    errors: int
+    rps: float
+
+
+def has_wrk() -> bool:
+    return shutil.which("wrk") is not None
+
+
+def closed_loop(port: int, requests: Path, seconds: float, first: int = 0) -> Throughput:
+    """As many requests as the service answers in whole `seconds`.
+
+    Without wrk our own generator does it, at a higher cost.
+    """
+    if not has_wrk():
+        outcome = _generate(port, requests, seconds, first, CLOSED_CONNECTIONS)
+        return Throughput(outcome.answers, _not_good(outcome), outcome.answers / outcome.seconds)
+    command = [
+        "wrk",
+        "--threads=1",
+        f"--connections={CLOSED_CONNECTIONS}",
+        f"--duration={max(round(seconds), 1)}s",
+        "--timeout=10s",
+        f"--script={_SCRIPT}",
+        f"http://127.0.0.1:{port}",
+        "--",
+        str(requests),
+        str(first),
+    ]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    result = json.loads(output.partition("RESULT ")[2])
+    return Throughput(result["requests"], result["errors"], result["requests"] / result["seconds"])
+
+
+def open_loop(port: int, requests: Path, rate: float, seconds: float, first: int = 0) -> Outcome:
+    """`rate` requests per second, however long the answers take."""
+    return _generate(port, requests, seconds, first, OPEN_CONNECTIONS, f"--rate={rate}")
+
+
+def start_open_loop(port: int, requests: Path, rate: float, seconds: float) -> subprocess.Popen:
+    """The same in the background, until `finish_open_loop` or for `seconds`."""
+    return subprocess.Popen(
+        _command(port, requests, seconds, 0, OPEN_CONNECTIONS, f"--rate={rate}"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish_open_loop(process: subprocess.Popen) -> Outcome:
+    process.terminate()
+    output, _ = process.communicate()
+    return Outcome(**json.loads(output))
+
+
+def _generate(port: int, requests: Path, seconds: float, first: int, connections: int, *more: str) -> Outcome:
+    command = _command(port, requests, seconds, first, connections, *more)
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return Outcome(**json.loads(done.stdout))
+
+
+def _command(
+    port: int, requests: Path, seconds: float, first: int, connections: int, *more: str
+) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "tests.benchmarks.open_loop",
+        str(requests),
+        f"--port={port}",
+        f"--first={first}",
+        f"--seconds={seconds}",
+        f"--connections={connections}",
+        *more,
+    ]
+
+
+def _not_good(outcome: Outcome) -> int:
+    good = sum(count for status, count in outcome.statuses.items() if status.startswith("2"))
+    return outcome.errors + outcome.answers - good

@@ -1,0 +1,78 @@
+"""One measurement of a contender: throughput and what it costs; and how much of it counts."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.benchmarks.load import closed_loop
+from tests.benchmarks.open_loop import Outcome
+from tests.benchmarks.service import Service, tree_cpu_s
+from tests.benchmarks.stores import Stores
+from tests.benchmarks.traffic import SEPARATOR
+
+PROBES = 20
+WARM_UP_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A running service and the requests that it gets. `has_levels`: its answers name their level."""
+
+    name: str
+    service: Service
+    stores: Stores
+    requests: Path
+    has_levels: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Burst:
+    """A closed loop. CPU in milliseconds per answered request, by process tree."""
+
+    requests: int
+    errors: int
+    rps: float
+    cpu_ms: Mapping[str, float]
+
+
+def burst(contender: Contender, seconds: float, first: int = 0) -> Burst:
+    before = _cpu_s(contender)
+    throughput = closed_loop(contender.service.port, contender.requests, seconds, first)
+    after = _cpu_s(contender)
+    answered = max(throughput.requests, 1)
+    return Burst(
+        throughput.requests,
+        throughput.errors,
+        throughput.rps,
+        {name: (after[name] - before[name]) * 1e3 / answered for name in after},
+    )
+
+
+def warm_up(contender: Contender, seconds: float = WARM_UP_S) -> str | None:
+    """Lets all workers answer for a while; says what is wrong with the answers, if anything."""
+    closed_loop(contender.service.port, contender.requests, seconds)
+    if not contender.has_levels:
+        return None
+    requests = contender.requests.read_bytes().split(SEPARATOR)[:PROBES]
+    levels = Counter(contender.service.ask(request)["degradation_level"] for request in requests)
+    return None if set(levels) == {0} else f"answers by degradation level: {dict(levels)}"
+
+
+def problem_of(outcome: Outcome, has_levels: bool = True) -> str | None:
+    """Why an open loop does not show a healthy service; None if it does."""
+    if outcome.errors:
+        return f"{outcome.errors} of {outcome.due} requests were not answered"
+    if set(map(int, outcome.statuses)) - {200, 202}:
+        return f"answers by status: {outcome.statuses}"
+    if has_levels and outcome.levels != {"0": outcome.answers}:
+        return f"answers by degradation level: {outcome.levels}"
+    return None
+
+
+def _cpu_s(contender: Contender) -> dict[str, float]:
+    return {
+        "service": contender.service.cpu_s(),
+        "redis": tree_cpu_s(contender.stores.pid("redis")),
+        "postgres": tree_cpu_s(contender.stores.pid("postgres")),
+    }

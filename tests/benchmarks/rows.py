@@ -1,0 +1,124 @@
+"""The rows of the benchmark: all contenders on one world, turn by turn."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from statistics import median
+
+import orjson
+
+from tests.benchmarks import bare_flask
+from tests.benchmarks.bench import MANY, Bench, Loaded
+from tests.benchmarks.load import open_loop
+from tests.benchmarks.measure import Burst, Contender, burst, problem_of, warm_up
+from tests.benchmarks.open_loop import Outcome
+from tests.benchmarks.service import Memory, gunicorn_command, start_together
+from tests.benchmarks.traffic import SEPARATOR, clicks, uniform_suggestions, write_requests, zipf_suggestions
+
+CACHE_TTL_S = 10
+LOADS = (0.5, 0.8)
+
+FLASK, SERVING, SERVING_MANY = "flask", "serving", "serving_300_trees"
+ZIPF, CACHED, FEAST, EVENTS = "zipf_without_cache", "zipf_with_cache", "feast_way", "log_event"
+TITLES = {
+    FLASK: "bare Flask, an answer of the same size",
+    SERVING: "service, 100 trees",
+    SERVING_MANY: "service, 300 trees",
+    ZIPF: "service, 100 trees, Zipf mix, no response cache",
+    CACHED: "service, 100 trees, Zipf mix, response cache",
+    FEAST: "the straightforward Feast way, 100 trees",
+    EVENTS: "/log_event",
+}
+
+
+@dataclass
+class Row:
+    """What one contender did. `open_loops` by share of its own closed-loop throughput."""
+
+    title: str
+    rps: float = 0.0
+    bursts: list[Burst] = field(default_factory=list)
+    cpu_ms: dict[str, float] = field(default_factory=dict)
+    memory: Memory | None = None
+    ready_s: float | None = None
+    open_loops: dict[str, Outcome] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def measure_rows(bench: Bench) -> dict[str, Row]:
+    with ExitStack() as stack:
+        loaded = stack.enter_context(bench.world("rows", bench.plan.size))
+        contenders = _start(bench, loaded, stack)
+        rows = {contender.name: Row(TITLES[contender.name]) for contender in contenders}
+        for contender in contenders:
+            _note(rows[contender.name], warm_up(contender, bench.plan.closed_s))
+        for contender, number in _turns(contenders, bench.plan.closed_repeats):
+            first = number * bench.plan.requests // bench.plan.closed_repeats
+            rows[contender.name].bursts.append(burst(contender, bench.plan.closed_s, first))
+        for contender in contenders:
+            _summarize(rows[contender.name], contender)
+        for share in LOADS:
+            for contender in contenders:
+                _measure_open(rows[contender.name], contender, share, bench.plan.open_s)
+        return rows
+
+
+def _start(bench: Bench, loaded: Loaded, stack: ExitStack) -> list[Contender]:
+    """All contenders, each with workers of its own; idle ones cost next to nothing."""
+    size, count, folder = loaded.size, bench.plan.requests, bench.folder / "requests"
+    uniform = write_requests(folder / "uniform", "/suggest", uniform_suggestions(size, count))
+    zipf = write_requests(folder / "zipf", "/suggest", zipf_suggestions(size, count))
+    events = write_requests(folder / "events", "/log_event", clicks(size, count))
+
+    serving = stack.enter_context(bench.service(loaded, SERVING))
+    answer = serving.ask(uniform.read_bytes().split(SEPARATOR)[0])
+    answer_file = folder / "answer.json"
+    answer_file.write_bytes(orjson.dumps(answer))
+    serving_many = bench.service(loaded, SERVING_MANY, model=MANY)
+    cached = bench.service(loaded, CACHED, SUGGEST_CACHE_TTL_S=CACHE_TTL_S)
+    feast = bench.service(loaded, FEAST, gunicorn_command("tests.benchmarks.feast_way:web()"))
+    flask = bench.service(
+        loaded,
+        FLASK,
+        gunicorn_command("tests.benchmarks.bare_flask:web()"),
+        **{bare_flask.ANSWER_FILE: answer_file},
+    )
+    start_together([serving_many, cached, feast, flask], stack)
+    stores = loaded.stores
+    return [
+        Contender(FLASK, flask, stores, uniform),
+        Contender(SERVING, serving, stores, uniform),
+        Contender(SERVING_MANY, serving_many, stores, uniform),
+        Contender(ZIPF, serving, stores, zipf),
+        Contender(CACHED, cached, stores, zipf),
+        Contender(FEAST, feast, stores, uniform, has_levels=False),
+        Contender(EVENTS, serving, stores, events, has_levels=False),
+    ]
+
+
+def _turns(contenders: Sequence[Contender], repeats: int) -> Iterator[tuple[Contender, int]]:
+    """Each contender once per turn, so that what else happens on the machine hits all of them."""
+    for number in range(repeats):
+        for contender in contenders:
+            yield contender, number
+
+
+def _summarize(row: Row, contender: Contender) -> None:
+    row.rps = median(burst.rps for burst in row.bursts)
+    row.cpu_ms = {name: median(burst.cpu_ms[name] for burst in row.bursts) for name in row.bursts[0].cpu_ms}
+    row.memory = contender.service.memory()
+    row.ready_s = contender.service.ready_s
+    failed = sum(burst.errors for burst in row.bursts)
+    _note(row, f"{failed} requests of the closed loops failed" if failed else None)
+
+
+def _measure_open(row: Row, contender: Contender, share: float, seconds: float) -> None:
+    outcome = open_loop(contender.service.port, contender.requests, share * row.rps, seconds)
+    row.open_loops[f"{share:.0%}"] = outcome
+    problem = problem_of(outcome, contender.has_levels)
+    _note(row, problem and f"at {share:.0%} load: {problem}")
+
+
+def _note(row: Row, problem: str | None) -> None:
+    if problem is not None:
+        row.problems.append(problem)

@@ -1,0 +1,68 @@
+"""Requests to send, as raw HTTP in files that both load generators read."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from tests.benchmarks.data import DEVICES, PAGES, Size, proposition_ids, user_ids
+
+SEPARATOR = b"\0"
+ZIPF_EXPONENT = 1.1
+SLATE_LIMIT = 10
+
+
+def write_requests(path: Path, route: str, bodies: Iterable[Mapping]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(SEPARATOR.join(_http(route, json.dumps(body).encode()) for body in bodies))
+    return path
+
+
+def uniform_suggestions(size: Size, count: int, seed: int = 11) -> Iterable[Mapping]:
+    """Every user as often as every other: next to nothing repeats."""
+    rng = np.random.default_rng(seed)
+    return _suggestions(rng.integers(0, size.users, count), rng)
+
+
+def zipf_suggestions(size: Size, count: int, seed: int = 12) -> Iterable[Mapping]:
+    """The user of popularity rank r comes as often as r ** -1.1, from one or two contexts."""
+    rng = np.random.default_rng(seed)
+    weights = np.arange(1, size.users + 1) ** -ZIPF_EXPONENT
+    ranks = np.searchsorted(np.cumsum(weights / weights.sum()), rng.random(count))
+    return _suggestions(rng.permutation(size.users)[np.minimum(ranks, size.users - 1)], rng)
+
+
+def clicks(size: Size, count: int, seed: int = 13) -> Iterable[Mapping]:
+    rng = np.random.default_rng(seed)
+    shown = proposition_ids(rng.integers(0, size.propositions, count)).tolist()
+    for suggestion, proposition in zip(uniform_suggestions(size, count, seed), shown, strict=True):
+        yield {
+            "event_type": "click",
+            "user_id": suggestion["user_id"],
+            "proposition_id": proposition.decode(),
+            "context": suggestion["context"],
+            "position": 1,
+        }
+
+
+def _suggestions(users: np.ndarray, rng: np.random.Generator) -> Iterable[Mapping]:
+    second_page = rng.random(len(users)) < 0.3
+    for number, user, is_second in zip(
+        users.tolist(), user_ids(users).tolist(), second_page.tolist(), strict=True
+    ):
+        yield {
+            "user_id": user.decode(),
+            "context": {
+                "page": PAGES[(number + is_second) % len(PAGES)],
+                "device": DEVICES[number % len(DEVICES)],
+            },
+            "limit": SLATE_LIMIT,
+        }
+
+
+def _http(route: str, body: bytes) -> bytes:
+    return (
+        b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+        % (route.encode(), len(body), body)
+    )

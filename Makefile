@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUFF_RULES := --select E,F,I,B,UP,SIM,C4,PT,RUF --ignore E501,B008,PT018
 RUFF_STYLE := --line-length 110 --target-version py311
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench profile clean
 
 demo: $(VENV)/.demo
 	$(BIN)/propositions demo $(if $(ONCE),--once,)
@@ -23,6 +23,13 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format $(RUFF_STYLE) .
 	$(BIN)/ruff check --fix $(RUFF_STYLE) $(RUFF_RULES) .
 
+# Everything takes about a quarter of an hour: QUICK=1 is a trial, ONLY=rows,growth,promotion,materialize a part.
+bench: $(VENV)/.bench
+	$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
+profile: $(VENV)/.bench
+	$(BIN)/python -m tests.benchmarks.profile $(if $(QUICK),--quick)
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
 
@@ -35,4 +42,9 @@ $(VENV)/.demo: setup.cfg setup.py constraints.txt
 $(VENV)/.dev: setup.cfg setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,dev]'
+	touch $@
+
+$(VENV)/.bench: setup.cfg setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,bench]'
 	touch $@

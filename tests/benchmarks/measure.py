@@ -12,7 +12,6 @@ from tests.benchmarks.stores import Stores
 from tests.benchmarks.traffic import SEPARATOR
 
 PROBES = 20
-WARM_UP_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ def burst(contender: Contender, seconds: float, first: int = 0) -> Burst:
     )
 
 
-def warm_up(contender: Contender, seconds: float = WARM_UP_S) -> str | None:
+def warm_up(contender: Contender, seconds: float) -> str | None:
     """Lets all workers answer for a while; says what is wrong with the answers, if anything."""
     closed_loop(contender.service.port, contender.requests, seconds)
     if not contender.has_levels:

@@ -35,7 +35,7 @@ def measure_promotions(bench: Bench) -> PromotionResult:
         requests = write_requests(
             bench.folder / "requests" / "promotion", "/suggest", uniform_suggestions(plan.size, plan.requests)
         )
-        warm_up(Contender("promotion", service, loaded.stores, requests))
+        warm_up(Contender("promotion", service, loaded.stores, requests), plan.closed_s)
         rate = LOAD * closed_loop(service.port, requests, plan.closed_s).rps
         load = start_open_loop(service.port, requests, rate, LONGEST_S)
         time.sleep(HEAD_START_S)

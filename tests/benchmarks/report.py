@@ -32,9 +32,9 @@ def summarize_rows(rows: Mapping[str, Row]) -> dict[str, float | None]:
     serving, cached = rows[SERVING], rows[CACHED]
     at_80 = serving.open_loops["80%"]
     return {
-        "serving_vs_flask": serving.rps / rows[FLASK].rps,
-        "serving_vs_feast": serving.rps / rows[FEAST].rps,
-        "cache_vs_no_cache": cached.rps / rows[ZIPF].rps,
+        "serving_vs_flask": _over(serving.rps, rows[FLASK].rps),
+        "serving_vs_feast": _over(serving.rps, rows[FEAST].rps),
+        "cache_vs_no_cache": _over(cached.rps, rows[ZIPF].rps),
         "serving_rps": serving.rps,
         "p99_ms_at_80_percent": None if serving.problems else at_80.latency_ms["p99"],
         "ready_s": serving.ready_s,
@@ -43,7 +43,7 @@ def summarize_rows(rows: Mapping[str, Row]) -> dict[str, float | None]:
         "cached_p99_ms_at_80_percent": None
         if cached.problems
         else cached.open_loops["80%"].latency_ms["p99"],
-        "cached_share": cached.open_loops["80%"].cached / max(cached.open_loops["80%"].answers, 1),
+        "cached_share": _over(cached.open_loops["80%"].cached, cached.open_loops["80%"].answers),
         "flask_rps": rows[FLASK].rps,
         "feast_rps": rows[FEAST].rps,
         "log_event_rps": rows[EVENTS].rps,
@@ -56,17 +56,19 @@ def summarize_rows(rows: Mapping[str, Row]) -> dict[str, float | None]:
 
 def summarize_growth(growth: Mapping[str, Sequence[Point]]) -> dict[str, float | None]:
     """The cost at the largest size over that at the smallest; None if one of them does not count."""
-    return {
-        f"{name.removesuffix('s').replace('candidate', 'candidates')}_cost_ratio": _ratio(points)
-        for name, points in growth.items()
-    }
+    return {f"{name}_cost_ratio": _ratio(points) for name, points in growth.items()}
 
 
 def _ratio(points: Sequence[Point]) -> float | None:
     smallest, largest = points[0], points[-1]
-    if smallest.problem or largest.problem or not smallest.cpu_ms:
+    if smallest.problem or largest.problem:
         return None
-    return largest.cpu_ms / smallest.cpu_ms
+    return _over(largest.cpu_ms, smallest.cpu_ms)
+
+
+def _over(numerator: float, denominator: float) -> float | None:
+    """The ratio; None if there is nothing to compare with."""
+    return numerator / denominator if denominator else None
 
 
 def summarize_promotions(result: PromotionResult) -> dict[str, float | None]:

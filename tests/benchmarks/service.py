@@ -60,7 +60,7 @@ class Service:
         self.folder = folder
         self.ready_s: float | None = None
         self._command = command
-        self._environment = {**environment, "DATA_DIR": str(folder), "PORT": str(self.port)}
+        self.environment = {**environment, "DATA_DIR": str(folder), "PORT": str(self.port)}
         self._log = folder / "service.log"
         self._started = 0.0
         self._process: subprocess.Popen | None = None
@@ -83,7 +83,7 @@ class Service:
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
                 self._command,
-                env=self._environment,
+                env=self.environment,
                 cwd=ROOT,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,0 +1,86 @@
+"""The load generator of our own, against a server whose answers are known."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+from tests.benchmarks.load import open_loop
+from tests.benchmarks.stores import ROOT
+from tests.benchmarks.traffic import write_requests
+
+
+class Answers(BaseHTTPRequestHandler):
+    """Answers by the request's own wish; the connection is kept."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body.get("hang_up"):
+            self.close_connection = True
+            return
+        time.sleep(body.get("wait_s", 0.0))
+        answer = f'{{"model_version":"m1","degradation_level":{body.get("level", 0)},"cached":true}}'.encode()
+        self.send_response(body.get("status", 200))
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.server_port
+    server.shutdown()
+    server.server_close()
+
+
+def test_answers_are_counted_by_status_level_model_and_cache(port, tmp_path):
+    requests = write_requests(tmp_path / "r", "/suggest", [{}, {"level": 2}, {"status": 503}, {}])
+
+    outcome = open_loop(port, requests, rate=100, seconds=0.4)
+
+    assert (outcome.due, outcome.answers, outcome.errors) == (40, 40, 0)
+    assert outcome.statuses == {"200": 30, "503": 10}
+    assert outcome.levels == {"0": 30, "2": 10}
+    assert outcome.models == {"m1": 40}
+    assert outcome.cached == 40
+
+
+def test_a_connection_that_is_closed_is_an_error_and_the_rest_goes_on(port, tmp_path):
+    requests = write_requests(tmp_path / "r", "/suggest", [{}, {"hang_up": True}])
+
+    outcome = open_loop(port, requests, rate=100, seconds=0.4)
+
+    assert (outcome.answers, outcome.errors) == (20, 20)
+
+
+def test_the_wait_for_a_busy_connection_counts_from_when_the_request_was_due(port, tmp_path):
+    requests = write_requests(tmp_path / "r", "/suggest", [{"wait_s": 0.1}])
+
+    command = ["tests.benchmarks.open_loop", str(requests), f"--port={port}", "--connections=1"]
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--rate=100", "--seconds=0.05"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+
+    # Five requests, due every 10 ms, one after the other over one connection that takes 100 ms for each.
+    outcome = json.loads(done.stdout)
+    assert outcome["answers"] == 5
+    assert outcome["late_sends"] == 4
+    assert outcome["latency_ms"]["p99.9"] >= 5 * 100 - 4 * 10
+    assert outcome["over_deadline"] == 5

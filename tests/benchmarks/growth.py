@@ -82,10 +82,10 @@ def _contender(bench: Bench, loaded: Loaded, service: Service) -> Contender:
 def _compare(bench: Bench, points: list[Point], contenders: list[Contender | None]) -> list[Point]:
     running = [(p, c) for p, c in zip(points, contenders, strict=True) if c is not None]
     for point, contender in running:
-        point.problem = warm_up(contender, bench.plan.closed_s / 2)
-    for number in range(bench.plan.closed_repeats):
+        point.problem = warm_up(contender, bench.plan.closed_s)
+    for number in range(bench.plan.closed_repeats // 2):
         for point, contender in running:
-            point.bursts.append(burst(contender, bench.plan.closed_s / 2, first=number * 1_000))
+            point.bursts.append(burst(contender, bench.plan.closed_s, first=number * 1_000))
     for point, contender in running:
         point.cpu_ms = median(burst.cpu_ms["service"] for burst in point.bursts)
         point.redis_cpu_ms = median(burst.cpu_ms["redis"] for burst in point.bursts)

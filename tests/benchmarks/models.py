@@ -24,7 +24,7 @@ PARAMETERS = {
     "objective": "rank:pairwise",
     "max_depth": DEPTH,
     "eta": 0.1,
-    "min_child_weight": 0.01,
+    "min_child_weight": 0.0,
     "colsample_bynode": 0.3,
     "tree_method": "hist",
 }

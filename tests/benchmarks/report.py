@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from tests.benchmarks.growth import Point
@@ -32,9 +33,9 @@ def summarize_rows(rows: Mapping[str, Row]) -> dict[str, float | None]:
     serving, cached = rows[SERVING], rows[CACHED]
     at_80 = serving.open_loops["80%"]
     return {
-        "serving_vs_flask": _over(serving.rps, rows[FLASK].rps),
-        "serving_vs_feast": _over(serving.rps, rows[FEAST].rps),
-        "cache_vs_no_cache": _over(cached.rps, rows[ZIPF].rps),
+        "serving_vs_flask": _turn_by_turn(serving, rows[FLASK]),
+        "serving_vs_feast": _turn_by_turn(serving, rows[FEAST]),
+        "cache_vs_no_cache": _turn_by_turn(cached, rows[ZIPF]),
         "serving_rps": serving.rps,
         "p99_ms_at_80_percent": None if serving.problems else at_80.latency_ms["p99"],
         "ready_s": serving.ready_s,
@@ -52,6 +53,16 @@ def summarize_rows(rows: Mapping[str, Row]) -> dict[str, float | None]:
         "postgres_cpu_ms_per_request": serving.cpu_ms["postgres"],
         "memory_mb_per_worker": serving.memory.pss_mb,
     }
+
+
+def _turn_by_turn(row: Row, other: Row) -> float | None:
+    """The median ratio of throughputs that were measured one right after the other.
+
+    On a shared machine the two change together more than either stays the same.
+    """
+    pairs = zip(row.bursts, other.bursts, strict=True)
+    ratios = [mine.rps / theirs.rps for mine, theirs in pairs if theirs.rps]
+    return median(ratios) if ratios else None
 
 
 def summarize_growth(growth: Mapping[str, Sequence[Point]]) -> dict[str, float | None]:
@@ -85,9 +96,12 @@ def machine() -> dict[str, Any]:
 
 
 def write(folder: Path, summary: Mapping[str, Any], results: Mapping[str, Any]) -> str:
-    """Adds to what earlier runs left, and returns the table of everything."""
-    merged_summary = {**_read(folder / SUMMARY), **_plain(summary)}
-    merged_results = {**_read(folder / RESULTS), **_plain(results)}
+    """Adds to what earlier runs of the same plan left, and returns the table of everything."""
+    summary, results = _plain(summary), _plain(results)
+    earlier = _read(folder / RESULTS)
+    is_same_plan = earlier.get("plan") == results.get("plan")
+    merged_summary = {**_read(folder / SUMMARY), **summary} if is_same_plan else summary
+    merged_results = {**earlier, **results} if is_same_plan else results
     (folder / SUMMARY).write_text(json.dumps(merged_summary, indent=2) + "\n")
     (folder / RESULTS).write_text(json.dumps(merged_results, indent=2) + "\n")
     text = "\n".join(_document(merged_summary, merged_results))

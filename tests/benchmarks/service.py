@@ -117,7 +117,9 @@ class Service:
         return tree_cpu_s(self._process.pid)
 
     def workers(self) -> list[psutil.Process]:
-        return psutil.Process(self._process.pid).children()
+        """The forks of the master; what else it may have started has a command of its own."""
+        master = psutil.Process(self._process.pid)
+        return [child for child in master.children() if child.cmdline() == master.cmdline()]
 
     def memory(self) -> Memory:
         """Of the worker that holds most."""

@@ -13,6 +13,7 @@ from feast.protos.feast.types.Value_pb2 import DoubleList, StringList, Value
 from app.adapters.feature_store import open_feature_store
 from tests.benchmarks.data import Chunk, Size, World
 from tests.benchmarks.encoding import copy_binary, copy_columns, redis_commands
+from tests.benchmarks.traffic import uniform_suggestions, zipf_suggestions
 from tests.builders import NOON, query
 
 HALF_LIVES_S = (3_600.0, 86_400.0)
@@ -153,3 +154,15 @@ def feast_value(cell) -> Value:
     if isinstance(cell, np.ndarray):
         return Value(double_list_val=DoubleList(val=cell.tolist()))
     return Value(string_val=cell.decode()) if isinstance(cell, bytes) else Value(double_val=float(cell))
+
+
+def test_a_zipf_mix_repeats_a_few_users_and_a_uniform_one_none_in_particular():
+    size = Size(users=1_000, propositions=10)
+
+    def share_of_the_busiest(suggestions) -> float:
+        users = [suggestion["user_id"] for suggestion in suggestions]
+        return np.unique(users, return_counts=True)[1].max() / len(users)
+
+    # Of 1,000 ranks with exponent 1.1, the first has 1 / sum(r ** -1.1) = 18 %.
+    assert share_of_the_busiest(zipf_suggestions(size, 5_000)) == pytest.approx(0.18, abs=0.02)
+    assert share_of_the_busiest(uniform_suggestions(size, 5_000)) < 0.01

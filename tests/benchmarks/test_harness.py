@@ -1,56 +1,55 @@
 """The benchmark runs on small data. What it measures there means nothing and is not looked at."""
 
 import json
+import os
 
 import pytest
 
+from app.features.schema import EntityName
 from tests.benchmarks import report
 from tests.benchmarks.hot_path import Profile, collapsed, describe
 from tests.benchmarks.open_loop import percentile
-from tests.benchmarks.run import run
+from tests.benchmarks.run import SECTIONS, run
 
 
 @pytest.fixture(scope="module")
-def quick_run(tmp_path_factory):
-    out = tmp_path_factory.mktemp("bench")
-    return out, run(["rows"], is_quick=True, out=out)
+def promotions(tmp_path_factory):
+    out = tmp_path_factory.mktemp("promotions")
+    summary = run(["promotion"], is_quick=True, out=out)
+    return summary, json.loads((out / report.RESULTS).read_text())
 
 
-def test_a_quick_run_leaves_every_figure_of_its_rows(quick_run):
-    _, summary = quick_run
+def test_requests_are_answered_without_errors_while_models_change(promotions):
+    summary, results = promotions
 
-    assert {"serving_vs_flask", "serving_vs_feast", "cache_vs_no_cache", "serving_rps", "ready_s"} <= set(
-        summary
-    )
-    assert all(value is None or value >= 0 for value in summary.values())
-
-
-def test_a_quick_run_is_answered_without_errors_at_level_0(quick_run):
-    out, _ = quick_run
-
-    rows = json.loads((out / report.RESULTS).read_text())["rows"]
-
-    assert {name: row["problems"] for name, row in rows.items()} == {name: [] for name in rows}
-    for row in rows.values():
-        for loop in row["open_loops"].values():
-            assert loop["errors"] == 0 and loop["answers"] == loop["due"] > 0
+    outcome = results["promotion"]["outcome"]
+    assert set(summary) == {"promotion_bad_requests"}
+    assert outcome["errors"] == 0 and outcome["answers"] == outcome["due"] > 0
+    assert outcome["statuses"] == {"200": outcome["answers"]}
+    assert set(outcome["models"]) == {"trees-100", "trees-100-other"}
 
 
-def test_the_models_have_exactly_the_stated_size_and_read_every_kind_of_feature(quick_run):
-    out, _ = quick_run
+def test_the_models_have_exactly_the_stated_size_and_read_every_kind_of_feature(promotions):
+    _, results = promotions
 
-    models = json.loads((out / report.RESULTS).read_text())["models"]
-
+    models = results["models"]
     assert [(model["trees"], model["max_leaves"]) for model in models] == [(100, 64), (300, 64), (100, 64)]
     for model in models:
         assert model["used_columns"] == model["columns"]
-        assert set(model["splits"]) == {
-            "user",
-            "proposition",
-            "context",
-            "user_category",
-            "context_proposition",
-        }
+        assert set(model["splits"]) == {str(entity) for entity in EntityName}
+
+
+@pytest.mark.skipif("BENCHMARKS" not in os.environ, reason="takes minutes; BENCHMARKS=1 runs it")
+def test_a_quick_run_of_everything_leaves_every_figure_without_errors(tmp_path):
+    summary = run(list(SECTIONS), is_quick=True, out=tmp_path)
+
+    results = json.loads((tmp_path / report.RESULTS).read_text())
+    assert set(report.REQUIRED) <= set(summary)
+    assert {name: row["problems"] for name, row in results["rows"].items()} == {
+        name: [] for name in results["rows"]
+    }
+    assert [p["problem"] for points in results["growth"].values() for p in points] == [None] * 6
+    assert all((tmp_path / f"{name}.png").stat().st_size for name in ("throughput", "latency", "growth"))
 
 
 def test_a_later_run_adds_to_what_an_earlier_one_left(tmp_path):
@@ -66,6 +65,14 @@ def test_a_later_run_adds_to_what_an_earlier_one_left(tmp_path):
     assert "| serving_rps | 1,200 | >= 1000 | holds |" in text
     assert "| ready_s | 20 | < 15 | FALLS SHORT |" in text
     assert "| catalog_cost_ratio | - | <= 1.5 | FALLS SHORT |" in text
+
+
+def test_a_run_of_another_plan_starts_over(tmp_path):
+    report.write(tmp_path, {"serving_rps": 1_200.0}, {"plan": {"users": 10}})
+
+    report.write(tmp_path, {"ready_s": 3.0}, {"plan": {"users": 20}})
+
+    assert json.loads((tmp_path / report.SUMMARY).read_text()) == {"ready_s": 3.0}
 
 
 def test_percentiles_are_values_that_occurred():

@@ -39,7 +39,8 @@ def promotion(bench: Bench) -> tuple[dict, dict]:
 
 def materialize(bench: Bench) -> tuple[dict, dict]:
     if find_spec(MATERIALIZATION) is None:
-        return {}, {}
+        problem = f"{MATERIALIZATION} is not there"
+        return {"materialize_vs_stock": None}, {"materialize": {"problem": problem}}
     from tests.benchmarks.materialization import measure
 
     with bench.empty_world("materialize") as stores:

@@ -166,6 +166,26 @@ def import_(
 
 
 @app.command()
+def snapshot(
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Keep looking for changes, until stopped.")
+    ] = False,
+) -> None:
+    """Bring what web workers know of the catalog up to date. They start this themselves, with --follow."""
+    from app.bootstrap import follow_news, take_snapshot
+
+    config = load_settings()
+    if not follow:
+        console.print(f"{take_snapshot(config):,} propositions")
+        return
+    configure_logging(config.log_level)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    follow_news(config, stop)
+
+
+@app.command()
 def project(
     follow: Annotated[
         bool,

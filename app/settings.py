@@ -130,10 +130,34 @@ class Settings(BaseSettings):
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."
     )
 
-    candidate_budget: int = Field(
-        2_000,
+    suggest_deadline_ms: int = Field(
+        80,
         ge=1,
-        description="Most propositions that the model scores per request; the rules choose which.",
+        le=60_000,
+        description="Milliseconds in which a slate is answered; what would overrun is skipped in favour of the "
+        "next degradation level. A request may lower it with `X-Deadline-Ms`.",
+    )
+    candidate_budget: int = Field(
+        500,
+        ge=1,
+        description="Most propositions that are scored per request; smaller catalogs are scored whole.",
+    )
+    new_below_impressions: float = Field(
+        20.0, ge=0, description="A proposition with fewer (decayed) impressions than this is new."
+    )
+    candidate_features_max_age_s: float = Field(
+        5.0,
+        gt=0,
+        description="Seconds for which the decayed counters of candidates count as they were, if nothing changes.",
+    )
+    scorer_memory_mb: int = Field(
+        256, ge=1, description="Memory per worker for what scoring knows of candidates in each context."
+    )
+    suggest_cache_ttl_s: float = Field(
+        30.0,
+        ge=0,
+        description="Seconds for which a slate answers equal requests of its user, until an event of the user, "
+        "another model or a changed catalog. 0: never.",
     )
     rules_weight_frequency: float = Field(1.0, ge=0, description="Rules: weight of the smoothed click rate.")
     rules_weight_recency: float = Field(
@@ -153,9 +177,11 @@ class Settings(BaseSettings):
     )
 
     snapshot_refresh_s: float = Field(
-        1.0, gt=0, description="Seconds between looks for changed propositions, features and models."
+        1.0,
+        gt=0,
+        description="Seconds between looks for changed propositions, features and models. A change is seen within "
+        "three times this, or a few seconds for millions of propositions.",
     )
-    snapshot_save_s: float = Field(30.0, gt=0, description="Seconds between copies of the snapshot to disk.")
     decision_queue_size: int = Field(
         10_000,
         ge=1,
@@ -237,6 +263,10 @@ class Settings(BaseSettings):
             context=self.rules_weight_context,
             recency_half_life_s=self.rules_recency_half_life_s,
         )
+
+    @property
+    def suggest_cache_ttl(self) -> timedelta:
+        return timedelta(seconds=self.suggest_cache_ttl_s)
 
     @property
     def max_future(self) -> timedelta:

@@ -5,7 +5,7 @@ A crossed entity has one key: both ids, joined by the ASCII unit separator (U+00
 A view of counters holds one array per event type, with a number per half-life, decayed to `as_of_s`.
 Its tag `prior` names the view whose rates it shrinks towards where it has little data. The tag `kind`
 of a field says how it becomes model input: `number` (the default for numbers), `category` (the default
-for text) or `time` (seconds since the epoch, read as an age).
+for text), `time` (seconds since the epoch, read as an age) or `ids` (of propositions; no model input).
 """
 
 from datetime import timedelta
@@ -91,7 +91,7 @@ user_recent = FeatureView(
     name="user_recent",
     entities=[user],
     ttl=COUNTERS_TTL,
-    schema=[Field(name="propositions", dtype=Array(String))],
+    schema=[Field(name="propositions", dtype=Array(String), tags={"kind": "ids"})],
     source=_source("user_recent"),
     description="What the user clicked or converted on last: at most 20 propositions, the newest first.",
 )

@@ -33,7 +33,21 @@ def servers(tmp_path_factory) -> Iterator[dict[str, str]]:
     folder = tmp_path_factory.mktemp("servers")
     embedded = EmbeddedServers(folder)
     with embedded.running():
-        yield embedded.addresses()
+        addresses = embedded.addresses()
+        _forgo_durability(addresses["database_url"])
+        yield addresses
+
+
+def _forgo_durability(database_url: str) -> None:
+    """Every test clones a database of a thousand files; to sync them all would take longer than the tests."""
+    connection = psycopg2.connect(database_url)
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("ALTER SYSTEM SET fsync = off")
+            cursor.execute("SELECT pg_reload_conf()")
+    finally:
+        connection.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,8 @@
 """Decisions in PostgreSQL: each logged slate with what is needed to explain it."""
 
-import json
 from collections.abc import Sequence
 
+import orjson
 from sqlalchemy import text
 
 from app.adapters.database import Database
@@ -23,13 +23,13 @@ class PostgresDecisionLog:
     def append(self, decisions: Sequence[tuple[SuggestRequest, Slate]]) -> None:
         records = [_record(request, slate) for request, slate in decisions]
         with self._database.transaction() as connection:
-            connection.execute(_INSERT, {"decisions": json.dumps(records)})
+            connection.execute(_INSERT, {"decisions": orjson.dumps(records).decode()})
 
 
 def _record(request: SuggestRequest, slate: Slate) -> dict:
     return {
         "request_id": slate.request_id,
-        "decided_at": slate.decided_at.isoformat(),
+        "decided_at": slate.decided_at,
         "user_id": request.user_id,
         "context": dict(request.context),
         "context_key": request.context_key,
@@ -39,7 +39,8 @@ def _record(request: SuggestRequest, slate: Slate) -> dict:
         "feature_states": dict(slate.feature_states),
         "candidate_count": slate.candidate_count,
         "slate": [
-            {"proposition_id": r.proposition.proposition_id, "rank": r.rank, "score": r.score}
+            {"proposition_id": r.proposition_id, "rank": r.rank, "score": r.score, "sources": r.sources}
             for r in slate.propositions
         ],
+        "is_cached": slate.is_cached,
     }

@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +23,7 @@ from pathlib import Path
 import psycopg2
 import redis
 
+from app.adapters.child_process import end_with_parent
 from app.domain.errors import ConfigurationError, StoreUnavailable
 
 START_TIMEOUT_S = 30.0
@@ -301,9 +301,8 @@ def _before_exec(die_with_parent: bool) -> Callable[[], None]:
     uid, gid = os.geteuid(), os.getegid()
 
     def prepare_child() -> None:
-        if die_with_parent and sys.platform == "linux":
-            pr_set_pdeathsig = 1
-            libc.prctl(pr_set_pdeathsig, signal.SIGTERM)
+        if die_with_parent:
+            end_with_parent()
         if uid == 0:
             clone_newuser = 0x10000000
             if libc.unshare(clone_newuser) != 0:

@@ -4,11 +4,13 @@ Feast makes them itself, also under its stock command line, so they read the set
 neither an address nor a password stands in the feature repo.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+import pyarrow as pa
 import redis
 from feast import FeatureView, RepoConfig
 from feast.infra.offline_stores.contrib.postgres_offline_store.postgres import (
@@ -21,12 +23,16 @@ from feast.infra.offline_stores.offline_utils import (
     FeatureViewQueryContext,
     get_feature_view_query_context,
 )
-from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
+from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig, _versioned_fv_name
 from feast.infra.registry.base_registry import BaseRegistry
+from feast.infra.utils.postgres.connection_utils import _get_conn
 from pydantic import model_validator
 from sqlalchemy import URL, CreateEnginePlugin
 from sqlalchemy.engine import make_url
 
+from app.adapters.feast_copy import copy_batches
+from app.adapters.feast_values import FeastRow, serialize_batch, serialize_rows
+from app.adapters.feast_writes import Rows, write_rows
 from app.adapters.redis_client import ClusterClient, connect_redis
 from app.settings import load_settings
 
@@ -49,6 +55,44 @@ class PropositionsRedisOnlineStore(RedisOnlineStore):
                 settings.redis_address, settings.redis_batch_timeout_ms, cluster=settings.redis_cluster
             )
         return self._client
+
+    def online_write_batch(
+        self,
+        config: RepoConfig,
+        table: FeatureView,
+        data: list[FeastRow],
+        progress: Callable[[int], Any] | None,
+    ) -> None:
+        """As in Feast, but nobody's newer row is lost to a writer that read before and writes after it."""
+        version = config.entity_key_serialization_version
+        for rows in serialize_rows(data, _versioned_fv_name(table, config), config.project, version):
+            self._write(config, rows)
+            if progress:
+                progress(len(rows))
+
+    def write_batches(self, config: RepoConfig, view: FeatureView, batches: Iterable[pa.RecordBatch]) -> None:
+        """Writes batches with the columns of the view; serializes each while Redis takes the one before.
+
+        Raises:
+            redis.RedisError: as `write_rows`.
+            NotInColumns, KeyError, ValueError: as `serialize_batch`.
+        """
+        stored_name = _versioned_fv_name(view, config)
+        with ThreadPoolExecutor(max_workers=1) as writer:
+            writing: Future[None] | None = None
+            for batch in batches:
+                rows = serialize_batch(
+                    batch, view, stored_name, config.project, config.entity_key_serialization_version
+                )
+                if writing:
+                    writing.result()
+                writing = writer.submit(self._write, config, rows)
+            if writing:
+                writing.result()
+
+    def _write(self, config: RepoConfig, rows: Rows) -> None:
+        options = config.online_store
+        write_rows(self._get_client(options), rows, not options.skip_dedup, options.key_ttl_seconds or 0)
 
 
 class PropositionsPostgresOfflineStoreConfig(PostgreSQLOfflineStoreConfig):
@@ -76,13 +120,29 @@ class PropositionsPostgresOfflineStoreConfig(PostgreSQLOfflineStoreConfig):
         }
 
 
+class CopyingRetrievalJob(PostgreSQLRetrievalJob):
+    """Feast's job, whose rows can also be had as columns."""
+
+    def to_batches(self, size: int) -> Iterator[pa.RecordBatch]:
+        """Up to `size` rows at a time. Raises NotInColumns where Feast's own way must be taken."""
+        with self._query_generator() as query, _get_conn(self.config.offline_store) as connection:
+            connection.read_only = True
+            yield from copy_batches(connection, query, size)
+
+
 class PropositionsPostgresOfflineStore(PostgreSQLOfflineStore):
-    """Feast's PostgreSQL store over `DATABASE_URL`, with a point-in-time join that uses the indexes.
+    """Feast's PostgreSQL store over `DATABASE_URL`, with faster reads and a join that uses the indexes.
 
     Feast pairs every entity row with the whole history of its entity before it picks the latest (100,000
     impressions of MovieLens: 140 s). For entities given as SQL this looks up each row through the
     primary key instead, with the same result.
     """
+
+    @staticmethod
+    def pull_latest_from_table_or_query(config: RepoConfig, *args: Any, **kwargs: Any) -> RetrievalJob:
+        """As in Feast."""
+        job = PostgreSQLOfflineStore.pull_latest_from_table_or_query(config, *args, **kwargs)
+        return CopyingRetrievalJob(job.to_sql(), config, full_feature_names=False)
 
     @staticmethod
     def get_historical_features(

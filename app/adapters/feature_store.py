@@ -1,23 +1,25 @@
 """Feast, seen from the service: the declared schema, and writes to the online store."""
 
-import json
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
+import numpy as np
+import pyarrow as pa
 from feast import FeatureStore, FeatureView
 from feast.errors import FeastObjectNotFoundException
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import DoubleList, StringList, Value
 from redis.exceptions import RedisError
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from app.adapters.redis_wire import open_wire
+from app.adapters.schema_file import SchemaFile
+from app.adapters.suggestion_cache import RedisSlateStore
 from app.domain.errors import ConfigurationError, StoreUnavailable
-from app.features.fold import FOLDED_VIEWS, Counters, FeatureRow, State
-from app.features.recent import RECENT_FIELD
+from app.features.fold import COUNTER_VIEWS, FOLDED_VIEWS, Counters, FeatureRow
+from app.features.recent import RECENT_FIELD, Recents
 from app.features.schema import (
     AS_OF_FIELD,
     COUNTER_FIELDS,
@@ -32,6 +34,7 @@ from app.settings import Settings
 log = logging.getLogger(__name__)
 
 FEATURE_SERVICE = "ranker_v1"
+_USERS_AT_A_TIME = 5_000
 _PROJECTED_KEY = "propositions:projected"
 
 
@@ -57,33 +60,32 @@ def open_online_writer(settings: Settings) -> "OnlineFeatureWriter | None":
     store = open_feature_store(settings)
     try:
         load_schema(store)
-        return OnlineFeatureWriter(store)
+        return OnlineFeatureWriter(store, settings.suggest_cache_ttl)
     except ConfigurationError as error:
         log.warning("features go to Postgres only: %s", error)
         return None
 
 
 class RegistrySchema:
-    """The feature schema from Feast's registry; from local disk while that does not answer."""
+    """The feature schema from Feast's registry, left on local disk for those who do not ask it."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._path = settings.snapshot_dir / "schema.json"
+        self._file = SchemaFile(settings.snapshot_dir)
         self._store: FeatureStore | None = None
 
     def read(self) -> FeatureSchema:
+        """As the registry has it now; as on disk while that does not answer.
+
+        Raises:
+            ConfigurationError: the feature repo was not applied.
+            StoreUnavailable: the registry does not answer, and nothing is on disk.
+        """
         try:
             schema = self._read_registry()
         except StoreUnavailable:
-            try:
-                return FeatureSchema.from_json(json.loads(self._path.read_text()))
-            except (OSError, ValueError, KeyError, TypeError) as error:
-                log.warning("no feature schema on disk either: %s", error)
-            raise
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        draft = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-        draft.write_text(json.dumps(schema.to_json()))
-        draft.replace(self._path)
+            return self._file.read()
+        self._file.write(schema)
         return schema
 
     def _read_registry(self) -> FeatureSchema:
@@ -143,13 +145,14 @@ def _kind(dtype, tags: Mapping[str, str]) -> FieldKind:
 class OnlineFeatureWriter:
     """Writes what the projector folded where Feast and the service read it, and remembers how far it got.
 
-    The memory lies in the online store itself, so a store that lost its data is seen to be behind.
+    The memory lies in the online store itself, so a store that lost its data is seen to be behind. Slates
+    that were kept for users whose features change are outdated; `slates_ttl` is how long slates are kept.
 
     Raises:
         ConfigurationError: the registry lacks a view, because the feature repo was not applied since.
     """
 
-    def __init__(self, store: FeatureStore) -> None:
+    def __init__(self, store: FeatureStore, slates_ttl: timedelta = timedelta(0)) -> None:
         # The projector is the only writer of newer rows: it need not ask for the older ones first.
         store.config.online_store.skip_dedup = True
         self._store = store
@@ -159,21 +162,20 @@ class OnlineFeatureWriter:
             raise ConfigurationError(f"{error}: run `propositions feast apply`") from error
         self._online_store = store.provider.online_store
         self._client = self._online_store._get_client(store.config.online_store)
+        self._slates = RedisSlateStore(open_wire(self._client), slates_ttl) if slates_ttl else None
 
     def write(self, rows: Mapping[str, Sequence[FeatureRow]]) -> None:
         """Raises StoreUnavailable when the online store does not answer; writing again does no harm."""
         try:
             for name, view_rows in rows.items():
                 view = self._views[name]
-                join_key = view.entity_columns[0].name
-                self._online_store.online_write_batch(
-                    self._store.config,
-                    view,
-                    [_online_row(join_key, row) for row in view_rows],
-                    progress=None,
-                )
+                self._online_store.write_batches(self._store.config, view, [_online_batch(view, view_rows)])
         except RedisError as error:
             raise StoreUnavailable(f"Redis did not take the features: {error}") from error
+        if self._slates is not None:
+            users = [row.key for row in rows.get(COUNTER_VIEWS[EntityName.USER], ())]
+            for first in range(0, len(users), _USERS_AT_A_TIME):
+                self._slates.forget(users[first : first + _USERS_AT_A_TIME])
 
     def write_facts(self) -> None:
         """Materializes the views that are not folded (profiles, catalog) from their first row on.
@@ -204,22 +206,29 @@ class OnlineFeatureWriter:
             raise StoreUnavailable(f"Redis did not answer: {error}") from error
 
 
-def _online_row(join_key: str, row: FeatureRow):
-    return (
-        EntityKey(join_keys=[join_key], entity_values=[Value(string_val=row.key)]),
-        _online_values(row.state),
-        row.valid_from,
-        None,
+def _online_batch(view: FeatureView, rows: Sequence[FeatureRow]) -> pa.RecordBatch:
+    (join_key,) = view.join_keys
+    states = [row.state for row in rows]
+    columns = _counter_columns(states) if isinstance(states[0], Counters) else _recent_columns(states)
+    return pa.RecordBatch.from_pydict(
+        {
+            join_key: pa.array([row.key for row in rows], pa.string()),
+            **columns,
+            view.batch_source.timestamp_field: pa.array([row.valid_from for row in rows], pa.timestamp("us")),
+        }
     )
 
 
-def _online_values(state: State) -> dict[str, Value]:
-    if isinstance(state, Counters):
-        return {
-            **{
-                name: Value(double_list_val=DoubleList(val=counts))
-                for name, counts in zip(COUNTER_FIELDS, state.counts.tolist(), strict=True)
-            },
-            AS_OF_FIELD: Value(double_val=state.as_of_s),
-        }
-    return {RECENT_FIELD: Value(string_list_val=StringList(val=state.proposition_ids))}
+def _counter_columns(states: Sequence[Counters]) -> dict[str, pa.Array]:
+    counts = np.stack([state.counts for state in states])  # (rows, event types, half-lives)
+    offsets = pa.array(np.arange(len(states) + 1) * counts.shape[2], pa.int32())
+    lists = {
+        name: pa.ListArray.from_arrays(offsets, counts[:, position].ravel())
+        for position, name in enumerate(COUNTER_FIELDS)
+    }
+    return {**lists, AS_OF_FIELD: pa.array([state.as_of_s for state in states], pa.float64())}
+
+
+def _recent_columns(states: Sequence[Recents]) -> dict[str, pa.Array]:
+    ids = [list(state.proposition_ids) for state in states]
+    return {RECENT_FIELD: pa.array(ids, pa.list_(pa.string()))}

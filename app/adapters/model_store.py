@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import xgboost
 
-from app.domain.errors import ModelRefused
+from app.domain.errors import ModelRefused, UnsupportedForest
 from app.features.assembly import MatrixSpec
+from app.features.forest import Forest
 from app.features.schema import FeatureSchema
+
+log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 RANKER = "ranker.ubj"
@@ -27,6 +32,7 @@ class XGBoostModel:
     version: str
     spec: MatrixSpec
     booster: xgboost.Booster
+    forest: Forest | None
 
     def score(self, matrix: np.ndarray) -> np.ndarray:
         try:
@@ -112,7 +118,7 @@ class ModelStore:
         if tuple(booster.feature_names or ()) != spec.columns:
             raise ModelRefused(f"model {version} names other columns than its manifest")
         booster.feature_names = None  # checked once; not again on every prediction
-        return XGBoostModel(version, spec, booster)
+        return XGBoostModel(version, spec, booster, _forest(version, booster))
 
     def _verified(self, version: str, name: str, hashes: Mapping[str, str]) -> bytes:
         try:
@@ -161,3 +167,12 @@ class ModelStore:
             raise ModelRefused("there is no earlier model to roll back to")
         self.activate(current.previous)
         return self.active()
+
+
+def _forest(version: str, booster: xgboost.Booster) -> Forest | None:
+    """The booster's trees for evaluation part by part; None where that is not possible."""
+    try:
+        return Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    except UnsupportedForest as error:
+        log.warning("model %s is scored by XGBoost itself: %s", version, error)
+        return None

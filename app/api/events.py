@@ -1,5 +1,6 @@
 """POST /log_event"""
 
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, tzinfo
 
 import orjson
@@ -8,13 +9,18 @@ from flask_openapi import APIBlueprint, Tag
 
 from app.api.problems import FieldProblem, InvalidField, unprocessable
 from app.api.schemas import LogEventIn, LogEventOut
-from app.domain.ports import EventLog
+from app.domain.ports import Receipt
+from app.domain.types import Event
 from app.events.intake import EventIn, FutureEvent
 
 
 def event_routes(
-    event_log: EventLog, timezone: tzinfo, max_future: timedelta, max_batch_events: int
+    record: Callable[[Sequence[Event]], Receipt],
+    timezone: tzinfo,
+    max_future: timedelta,
+    max_batch_events: int,
 ) -> APIBlueprint:
+    """`record` makes events durable: all of them, or none."""
     routes = APIBlueprint("events", __name__, abp_tags=[Tag(name="events")])
 
     @routes.post(
@@ -32,7 +38,7 @@ def event_routes(
                 problems.append(FieldProblem(field=_path(body, number), reason=str(error)))
         if problems:
             return unprocessable(problems)
-        receipt = event_log.append(events)
+        receipt = record(events)
         answer = {"recorded": receipt.recorded_ids, "duplicates": receipt.duplicate_ids}
         return Response(orjson.dumps(answer), 202, mimetype="application/json")
 

@@ -16,7 +16,7 @@ from app.api.health import DependencyStatus, health_routes
 from app.api.logs import log_requests
 from app.api.problems import Problem, invalid_body, register_error_handlers
 from app.api.suggest import suggest_routes
-from app.domain.ports import EventLog
+from app.events.record import RecordEvents
 from app.serving.suggest import Suggest
 from app.settings import Settings
 
@@ -24,7 +24,7 @@ from app.settings import Settings
 @dataclass(frozen=True, slots=True)
 class ApiServices:
     suggest: Suggest
-    event_log: EventLog
+    record_events: RecordEvents
     check_health: Callable[[], Mapping[str, DependencyStatus]]
     flush_decisions: Callable[[], None]
 
@@ -58,10 +58,16 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
     log_requests(app)
     register_error_handlers(app, settings.retry_after_s)
     app.register_api(
-        suggest_routes(services.suggest, settings.context_fields, settings.zone, settings.max_limit)
+        suggest_routes(
+            services.suggest,
+            settings.context_fields,
+            settings.zone,
+            settings.max_limit,
+            settings.suggest_deadline_ms,
+        )
     )
     app.register_api(
-        event_routes(services.event_log, settings.zone, settings.max_future, settings.max_batch_events)
+        event_routes(services.record_events, settings.zone, settings.max_future, settings.max_batch_events)
     )
     app.register_api(health_routes(services.check_health))
     app.add_url_rule("/openapi.json", "openapi_json", lambda: app.api_doc)

@@ -1,14 +1,17 @@
 """Logs: one JSON object a line on stdout, in the Elastic Common Schema."""
 
 import logging
+import os
 import sys
 import time
 import uuid
+from datetime import UTC, datetime
 
 import ecs_logging
+import orjson
 from flask import Flask, Response, g, request
 
-access_log = logging.getLogger("app.access")
+ECS_VERSION = "1.6.0"
 MAX_REQUEST_ID = 100
 
 
@@ -22,7 +25,12 @@ def configure_logging(level: str) -> None:
 
 
 def log_requests(app: Flask) -> None:
-    """Gives every request an id (the caller's `X-Request-Id`, if it is a sane one) and logs its outcome."""
+    """Gives every request an id (the caller's `X-Request-Id`, if it is a sane one) and logs its outcome.
+
+    The lines are written without the logging library, which took a tenth of the time of a request.
+    """
+    is_logged = logging.getLogger("app.access").isEnabledFor(logging.INFO)
+    process = {"pid": os.getpid()}
 
     @app.before_request
     def begin() -> None:
@@ -33,18 +41,26 @@ def log_requests(app: Flask) -> None:
 
     @app.after_request
     def end(response: Response) -> Response:
-        response.headers["X-Request-Id"] = g.request_id
-        access_log.info(
-            "%s %s %d",
-            request.method,
-            request.path,
-            response.status_code,
-            extra={
-                "http.request.id": g.request_id,
-                "http.request.method": request.method,
-                "http.route": request.url_rule.rule if request.url_rule else None,
-                "http.response.status_code": response.status_code,
-                "event.duration": int((time.perf_counter() - g.started) * 1e9),
-            },
-        )
+        request_id, method, status = g.request_id, request.method, response.status_code
+        response.headers["X-Request-Id"] = request_id
+        if is_logged:
+            line = {
+                "@timestamp": datetime.now(UTC),
+                "log.level": "info",
+                "message": f"{method} {request.path} {status}",
+                "ecs.version": ECS_VERSION,
+                "log": {"logger": "app.access"},
+                "process": process,
+                "http": {
+                    "request": {"id": request_id, "method": method},
+                    "response": {"status_code": status},
+                    "route": request.url_rule.rule if request.url_rule else None,
+                },
+                "event": {"duration": int((time.perf_counter() - g.started) * 1e9)},
+            }
+            sys.stdout.write(orjson.dumps(line, option=_LINE).decode())
+            sys.stdout.flush()
         return response
+
+
+_LINE = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE

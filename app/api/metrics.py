@@ -3,6 +3,7 @@
 from prometheus_client import CollectorRegistry, Counter
 
 from app.domain.types import Slate
+from app.serving.cache import CacheOutcome
 
 
 class ServingMetrics:
@@ -25,6 +26,19 @@ class ServingMetrics:
             "propositions_model_loads", "Models loaded or refused.", ["outcome"], registry=registry
         )
 
+        self._cache_requests = Counter(
+            "propositions_cache_requests",
+            "Requests by what the suggestion cache did for them.",
+            ["outcome"],
+            registry=registry,
+        )
+        self._cache_invalidations = Counter(
+            "propositions_cache_invalidations",
+            "What made kept slates outdated.",
+            ["reason"],
+            registry=registry,
+        )
+
     def slate_served(self, slate: Slate) -> None:
         self._slates.labels(slate.strategy, int(slate.degradation_level)).inc()
 
@@ -36,3 +50,11 @@ class ServingMetrics:
 
     def model_load(self, outcome: str) -> None:
         self._model_loads.labels(outcome).inc()
+        if outcome == "loaded":
+            self.cache_invalidated("model")
+
+    def cache_request(self, outcome: CacheOutcome) -> None:
+        self._cache_requests.labels(outcome).inc()
+
+    def cache_invalidated(self, reason: str, count: int = 1) -> None:
+        self._cache_invalidations.labels(reason).inc(count)

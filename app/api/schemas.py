@@ -36,6 +36,9 @@ class PropositionOut(BaseModel):
     proposition_id: str
     rank: int = Field(description="Place in the slate, from 1.")
     score: float = Field(description="Higher is better; comparable within one slate only.")
+    sources: list[str] = Field(
+        description="Why it was a candidate: request, catalog, covisited, favourite, trending, new, popular, default."
+    )
     title: str
     category: str | None
     tags: list[str]
@@ -56,7 +59,7 @@ class SuggestOut(BaseModel):
     features: dict[str, FeatureState] = Field(
         description="State per entity: fresh, stale, missing (nothing known), default (not asked for)."
     )
-    cached: bool = Field(description="True if the slate was ranked for an earlier request.")
+    cached: bool = Field(description="True if the slate was ranked for another request: see decided_at.")
     decided_at: datetime
 
 

@@ -1,10 +1,11 @@
 """What the inner layers need from the outside. Adapters implement these; tests have fakes of them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from app.domain.budget import TimeBudget
 from app.domain.types import Event, Slate, SuggestRequest
 
 
@@ -45,9 +46,36 @@ class DecisionLog(Protocol):
 
 
 class Ranker(Protocol):
-    def rank(self, request: SuggestRequest, request_id: str, now: datetime) -> Slate:
-        """The best slate that this ranker can make.
+    def rank(self, request: SuggestRequest, request_id: str, now: datetime, budget: TimeBudget) -> Slate:
+        """The best slate that this ranker can make within the budget.
 
         Raises:
-            PropositionsError: it cannot make any now; ask the next ranker.
+            PropositionsError: it cannot make any now, or not in time; ask the next ranker.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What a store has for a user and a key: the slate, and whether events came since it was ranked.
+
+    `epoch` counts the user's events; a slate is kept under the epoch that was read before it was ranked.
+    """
+
+    epoch: int
+    slate: Slate | None
+    is_outdated: bool = False
+
+
+class SlateStore(Protocol):
+    def find(self, user_id: str | None, key: str, timeout_s: float) -> Kept:
+        """Raises StoreUnavailable when it does not answer in time."""
+
+    def keep(self, user_id: str | None, key: str, epoch: int, slate: Slate, timeout_s: float) -> None:
+        """Raises StoreUnavailable when it does not answer in time."""
+
+    def forget(self, user_ids: Collection[str]) -> None:
+        """Makes all kept slates of these users outdated, also those that are being ranked.
+
+        Raises:
+            StoreUnavailable: it does not answer; what is kept may be served until its time is up.
         """

@@ -118,9 +118,13 @@ class SuggestRequest:
 
 @dataclass(frozen=True, slots=True)
 class RankedProposition:
-    proposition: Proposition
+    """One place of a slate. `details` is the proposition as a JSON object, `sources` why it was a candidate."""
+
+    proposition_id: str
     rank: int
     score: float
+    sources: tuple[str, ...]
+    details: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +139,4 @@ class Slate:
     degradation_level: DegradationLevel
     feature_states: Mapping[str, FeatureState]
     candidate_count: int
+    is_cached: bool = False

@@ -1,6 +1,6 @@
 """Feature rows into the model's matrix: the one function that training and serving share."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,11 @@ RATES = (
     ("conversion_rate", EventType.CONVERSION),
     ("dismiss_rate", EventType.DISMISS),
 )
+
+
+# Where trials and successes lie in a counter array, in the order of RATES.
+_TRIALS = slice(EVENT_ROW[EventType.IMPRESSION], EVENT_ROW[EventType.IMPRESSION] + 1)
+_SUCCESSES = slice(EVENT_ROW[RATES[0][1]], EVENT_ROW[RATES[-1][1]] + 1)
 
 
 def half_life_label(half_life_s: float) -> str:
@@ -52,13 +57,31 @@ class MatrixSpec:
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the matrix columns, in order."""
-        no_rows = {view.name: _empty_rows(view, len(self.half_lives_s)) for view in self.schema.views}
-        return tuple(name for name, _ in self._columns(no_rows, 0.0))
+        return tuple(name for view in self.views for name in self._view_columns(view))
+
+    @cached_property
+    def columns_of(self) -> Mapping[str, range]:
+        """The columns that a view's block fills, by the name of the view."""
+        ranges, first = {}, 0
+        for view in self.views:
+            width = len(self._view_columns(view))
+            ranges[view.name] = range(first, first + width)
+            first += width
+        return ranges
 
     @cached_property
     def category_columns(self) -> tuple[str, ...]:
         """The columns that hold codes of texts, where only equality has a meaning."""
         return tuple(self.vocabularies)
+
+    @cached_property
+    def views(self) -> tuple[ViewSchema, ...]:
+        """The views, each after the one that its rates shrink towards: the order of the blocks."""
+
+        def depth(view: ViewSchema) -> int:
+            return 0 if view.prior_view is None else 1 + depth(self.schema.view(view.prior_view))
+
+        return tuple(sorted(self.schema.views, key=depth))
 
     def assemble(self, rows: Mapping[str, Rows], now_s: float | np.ndarray, row_count: int) -> np.ndarray:
         """The matrix, float32 (row_count, columns).
@@ -68,63 +91,84 @@ class MatrixSpec:
         float64 (row_count,). Missing numbers and unknown texts are NaN.
         """
         matrix = np.empty((row_count, len(self.columns)), dtype=np.float32, order="F")
-        for position, (_, column) in enumerate(self._columns(rows, now_s)):
-            matrix[:, position] = column
+        rates: dict[str, np.ndarray] = {}
+        for view in self.views:
+            columns = self.columns_of[view.name]
+            block, rates[view.name] = self.block(view, rows[view.name], now_s, rates.get(view.prior_view))
+            matrix[:, columns.start : columns.stop] = block
         return matrix
 
-    def _columns(self, rows: Mapping[str, Rows], now_s) -> Iterator[tuple[str, np.ndarray]]:
-        rates_of: dict[str, dict[str, np.ndarray]] = {}
-        for view in self._parents_first():
-            view_rows = rows[view.name]
-            if view.has_counters:
-                counts = decay_to(view_rows.counts, view_rows.as_of_s, now_s, np.asarray(self.half_lives_s))
-                rates_of[view.name] = self._rates(view, counts, rates_of)
-                yield from self._counter_columns(view, counts, rates_of[view.name])
-                yield f"{view.name}.idle_days", _days_between(view_rows.as_of_s, now_s)
-            for field in view.fields:
-                name = f"{view.name}.{field.name}"
-                if field.kind is FieldKind.NUMBER:
-                    yield name, view_rows.values[field.name]
-                elif field.kind is FieldKind.CATEGORY:
-                    yield name, encode(view_rows.values[field.name], self.vocabularies[name])
-                elif field.kind is FieldKind.TIME:
-                    yield (
-                        f"{view.name}.{field.name.removesuffix('_s')}_days",
-                        _days_between(view_rows.values[field.name], now_s),
-                    )
+    def block(
+        self, view: ViewSchema, rows: Rows, now_s: float | np.ndarray, prior_rates: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """The columns of one view, float32 (n, k), and for a counter view its rates (n, rates, half-lives).
 
-    def _parents_first(self) -> list[ViewSchema]:
-        """The views, each after the one that its rates shrink towards."""
+        `prior_rates` are the rates of the view's prior view, with n rows or one; None where it has none.
+        """
+        row_count = len(rows.as_of_s) if view.has_counters else len(next(iter(rows.values.values())))
+        block = np.empty((row_count, len(self.columns_of[view.name])), dtype=np.float32)
+        rates, filled = None, 0
+        if view.has_counters:
+            rates, filled = self._fill_counters(block, view, rows, now_s, prior_rates)
+        for field in view.fields:
+            if field.kind is FieldKind.COUNTER:
+                continue
+            if field.kind is FieldKind.NUMBER:
+                column = rows.values[field.name]
+            elif field.kind is FieldKind.CATEGORY:
+                column = encode(rows.values[field.name], self.vocabularies[f"{view.name}.{field.name}"])
+            else:
+                column = _days_between(rows.values[field.name], now_s)
+            block[:, filled] = column
+            filled += 1
+        return block, rates
 
-        def depth(view: ViewSchema) -> int:
-            return 0 if view.prior_view is None else 1 + depth(self.schema.view(view.prior_view))
+    def _fill_counters(self, block, view: ViewSchema, rows: Rows, now_s, prior_rates):
+        """Volume and click rate for every half-life, rarer rates for the longest only, time since."""
+        half_life_count = len(self.half_lives_s)
+        last = 2 * half_life_count
+        counts = decay_to(rows.counts, rows.as_of_s, now_s, self._half_lives)
+        rates = smoothed_rate(
+            counts[:, _SUCCESSES, :],
+            counts[:, _TRIALS, :],
+            self._base_rates if prior_rates is None else prior_rates,
+            self._strengths[view.name],
+        )
+        block[:, 0:last:2] = np.log1p(counts[:, _TRIALS.start, :])
+        block[:, 1:last:2] = rates[:, 0, :]
+        block[:, last : last + len(RATES) - 1] = rates[:, 1:, -1]
+        block[:, last + len(RATES) - 1] = _days_between(rows.as_of_s, now_s)
+        return rates, last + len(RATES)
 
-        return sorted(self.schema.views, key=depth)
+    @cached_property
+    def _half_lives(self) -> np.ndarray:
+        return np.asarray(self.half_lives_s, dtype=np.float64)
 
-    def _rates(self, view: ViewSchema, counts: np.ndarray, rates_of) -> dict[str, np.ndarray]:
-        """Smoothed rates by name, float64 (n, half-lives)."""
-        trials = counts[:, EVENT_ROW[EventType.IMPRESSION], :]
+    @cached_property
+    def _base_rates(self) -> np.ndarray:
+        return np.array([self.base_rates[name] for name, _ in RATES])[:, None]
+
+    @cached_property
+    def _strengths(self) -> Mapping[str, np.ndarray]:
         return {
-            name: smoothed_rate(
-                counts[:, EVENT_ROW[success], :],
-                trials,
-                rates_of[view.prior_view][name] if view.prior_view else self.base_rates[name],
-                self.prior_strengths[view.name][name],
-            )
-            for name, success in RATES
+            view: np.array([strengths[name] for name, _ in RATES])[:, None]
+            for view, strengths in self.prior_strengths.items()
         }
 
-    def _counter_columns(self, view: ViewSchema, counts: np.ndarray, rates: Mapping[str, np.ndarray]):
-        """Volume and click rate for every half-life, rarer rates for the longest only."""
-        last = len(self.half_lives_s) - 1
-        for position, half_life_s in enumerate(self.half_lives_s):
-            label = half_life_label(half_life_s)
-            yield (
-                f"{view.name}.log_impressions_{label}",
-                np.log1p(counts[:, EVENT_ROW[EventType.IMPRESSION], position]),
-            )
-            for name, _ in RATES if position == last else RATES[:1]:
-                yield f"{view.name}.{name}_{label}", rates[name][:, position]
+    def _view_columns(self, view: ViewSchema) -> list[str]:
+        names = []
+        if view.has_counters:
+            labels = [half_life_label(half_life_s) for half_life_s in self.half_lives_s]
+            first, *rarer = (name for name, _ in RATES)
+            for label in labels:
+                names += [f"log_impressions_{label}", f"{first}_{label}"]
+            names += [f"{name}_{labels[-1]}" for name in rarer] + ["idle_days"]
+        for field in view.fields:
+            if field.kind is FieldKind.TIME:
+                names.append(f"{field.name.removesuffix('_s')}_days")
+            elif field.kind is not FieldKind.COUNTER:
+                names.append(field.name)
+        return [f"{view.name}.{name}" for name in names]
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -211,13 +255,3 @@ def _vocabulary(texts: np.ndarray, max_size: int) -> tuple[str, ...]:
     known, frequency = np.unique(texts[texts != EMPTY_STRING], return_counts=True)
     most_frequent = known[np.argsort(-frequency, kind="stable")[:max_size]]
     return tuple(sorted(most_frequent.tolist()))
-
-
-def _empty_rows(view: ViewSchema, half_life_count: int) -> Rows:
-    counts = np.zeros((0, len(EVENT_ROW), half_life_count)) if view.has_counters else None
-    as_of_s = np.zeros(0) if view.has_counters else None
-    values = {
-        field.name: np.zeros(0, dtype=np.str_ if field.dtype == "String" else np.float64)
-        for field in view.fields
-    }
-    return Rows(counts, as_of_s, values)

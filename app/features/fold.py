@@ -107,7 +107,7 @@ def decay_to(counts: np.ndarray, as_of_s: np.ndarray, at_s, half_lives_s: np.nda
     Time before `as_of_s` (a clock that runs behind) counts as no time. Rows with NaN in `as_of_s`
     have no history and stay as they are.
     """
-    age_s = np.nan_to_num(np.maximum(at_s - as_of_s, 0.0), nan=0.0)
+    age_s = np.fmax(at_s - as_of_s, 0.0)  # which is 0 for NaN, too
     return counts * np.exp2(-age_s[:, None] / half_lives_s)[:, None, :]
 
 

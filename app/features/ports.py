@@ -9,15 +9,20 @@ import numpy as np
 
 from app.domain.types import FeatureState
 from app.features.assembly import MatrixSpec
+from app.features.forest import Forest
 from app.features.rows import Rows
 from app.features.schema import ViewSchema
 
 
 class Model(Protocol):
-    """A trained ranker with everything needed to feed it."""
+    """A trained ranker with everything needed to feed it.
+
+    `forest` are its trees, where they can be evaluated part by part; else None.
+    """
 
     version: str
     spec: MatrixSpec
+    forest: Forest | None
 
     def score(self, matrix: np.ndarray) -> np.ndarray:
         """Scores, float (n,), for a float32 matrix (n, columns of `spec`). Higher is better."""

@@ -33,6 +33,14 @@ class Rows:
             values={name: column[indices] for name, column in self.values.items()},
         )
 
+    def followed_by(self, others: "Rows") -> "Rows":
+        """These rows and then those of `others`, of the same view."""
+        return Rows(
+            counts=None if self.counts is None else np.concatenate([self.counts, others.counts]),
+            as_of_s=None if self.as_of_s is None else np.concatenate([self.as_of_s, others.as_of_s]),
+            values={n: np.concatenate([column, others.values[n]]) for n, column in self.values.items()},
+        )
+
     def without_older_than(self, moment_s: float) -> "Rows":
         """Counters that nothing was added to since `moment_s` (seconds since the epoch) read as no row."""
         is_expired = self.as_of_s < moment_s

@@ -30,6 +30,7 @@ class FieldKind(StrEnum):
     CATEGORY = "category"
     TIME = "time"
     COUNTER = "counter"
+    IDS = "ids"  # names propositions; read for finding candidates, no input of a model
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,9 @@ class ViewSchema:
     fields: tuple[FieldSchema, ...]
     ttl_s: float
     prior_view: str | None = None
+
+    def __hash__(self) -> int:
+        return hash(self.name)  # of all fields it would cost more than what is looked up by it
 
     @property
     def has_counters(self) -> bool:

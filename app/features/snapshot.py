@@ -1,30 +1,36 @@
 """What a worker knows about candidates without asking anyone: the catalog and its counters in memory.
 
-A snapshot never changes. `with_changes` makes the next one and shares what stayed the same, so that a
-refresh costs as much as there is news, and a request keeps the snapshot it began with.
+A snapshot never changes. `with_changes` makes the next one and shares the columns that stayed the same,
+so that publishing it costs as much as there is news, and a request keeps the snapshot it began with.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from app.domain.catalog import Catalog
 from app.domain.context import KEY_SEPARATOR
+from app.domain.rules import RulesWeights, score_by_rules
 from app.domain.types import EventType, Proposition
+from app.features.candidate_lists import CandidateLists, best_of, best_per_group
+from app.features.catalog import Catalog
+from app.features.columns import grown, updated
 from app.features.fold import EVENT_ROW, Counters, decay_to
 from app.features.rates import learn_prior_strength, pooled_rate, smoothed_rate
 from app.features.rows import Rows
+
+MAX_NEIGHBOURS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotVersion:
     """How much of the stores a snapshot holds.
 
-    `generation` names the database and the last rebuild of its counters; the times say up to which commit of the catalog and of
-    the projector's rows it has read.
+    `generation` names the database and the last rebuild of its counters; the times say up to which commit
+    of the catalog and of the projector's rows it has read.
     """
 
     generation: str | None
@@ -34,21 +40,178 @@ class SnapshotVersion:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotChanges:
-    """News since a version. `attributes` are the model's catalog fields per proposition id."""
+    """News, by proposition id (`context_performance`: by crossed key).
 
-    version: SnapshotVersion
-    propositions: Sequence[Proposition]
-    attributes: Mapping[str, Mapping[str, Any]]
-    performance: Mapping[str, Counters]
-    context_performance: Mapping[str, Counters]
+    `attributes` are the model's catalog fields, `neighbours` the ids of the propositions most often
+    visited together with one, nearest first.
+    """
+
+    propositions: Sequence[Proposition] = ()
+    attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    performance: Mapping[str, Counters] = field(default_factory=dict)
+    context_performance: Mapping[str, Counters] = field(default_factory=dict)
+    neighbours: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class ContextCounters:
-    """The counters of the candidates that have any in one context: positions ascending, int64."""
+class TextColumn:
+    """Texts of n rows as positions `codes` int32 (n,) in distinct `names` (str array)."""
 
+    names: np.ndarray
+    codes: np.ndarray
+
+    def take(self, positions: np.ndarray) -> np.ndarray:
+        return self.names[self.codes[positions]]
+
+
+@dataclass(frozen=True, slots=True)
+class CounterColumn:
+    """Counters of n entities: float32 (n, event types, half-lives) as of float64 (n,), NaN: none yet."""
+
+    counts: np.ndarray
+    as_of_s: np.ndarray
+
+    @classmethod
+    def empty(cls, row_count: int, half_life_count: int) -> "CounterColumn":
+        counts = np.zeros((row_count, len(EVENT_ROW), half_life_count), np.float32)
+        return cls(counts, np.full(row_count, np.nan))
+
+    def __len__(self) -> int:
+        return len(self.as_of_s)
+
+    @property
+    def half_life_count(self) -> int:
+        return self.counts.shape[2]
+
+    def take(self, positions: np.ndarray) -> Rows:
+        return Rows(self.counts[positions].astype(np.float64), self.as_of_s[positions], {})
+
+    def with_rows(
+        self, positions: Sequence[int], changes: Sequence[Counters], row_count: int
+    ) -> "CounterColumn":
+        """Grown to `row_count`, with the changed counters written in."""
+        if not len(positions) and row_count == len(self):
+            return self
+        counts = grown(self.counts, row_count, 0.0)
+        as_of_s = grown(self.as_of_s, row_count, np.nan)
+        if len(positions):
+            counts[positions] = [c.counts for c in changes]
+            as_of_s[positions] = [c.as_of_s for c in changes]
+        return CounterColumn(counts, as_of_s)
+
+
+@dataclass(frozen=True)
+class ContextCounters:
+    """Counters of pairs of a context and a proposition: of those pairs that have any.
+
+    `keys` uint64 ascending: the number of the context in `contexts` times 2**32, plus the position of
+    the proposition.
+    """
+
+    contexts: tuple[str, ...]
+    keys: np.ndarray
+    counters: CounterColumn
+
+    @cached_property
+    def numbers(self) -> Mapping[str, int]:
+        return {context_key: number for number, context_key in enumerate(self.contexts)}
+
+    def range_of(self, context_key: str | None) -> slice:
+        """Where the pairs of a context lie."""
+        number = self.numbers.get(context_key)
+        if number is None:
+            return slice(0, 0)
+        return slice(*np.searchsorted(self.keys, np.array([number, number + 1], np.uint64) << np.uint64(32)))
+
+    def find(self, context_key: str | None, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of the pairs of a context and the propositions at `positions` that have counters, int64
+        (k,), and which of the propositions those are, bool (n,)."""
+        here = self.range_of(context_key)
+        keys = self.keys[here]
+        if not len(keys):
+            return np.zeros(0, np.int64), np.zeros(len(positions), bool)
+        wanted = (keys[0] >> np.uint64(32) << np.uint64(32)) + positions.astype(np.uint64)
+        found = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+        is_known = keys[found] == wanted
+        return here.start + found[is_known], is_known
+
+    def take(self, context_key: str | None, positions: np.ndarray) -> Rows:
+        """Counters of the propositions at `positions` in one context: zeros where there are none."""
+        pairs, is_known = self.find(context_key, positions)
+        rows = CounterColumn.empty(len(positions), self.counters.half_life_count).take(slice(None))
+        rows.counts[is_known] = self.counters.counts[pairs]
+        rows.as_of_s[is_known] = self.counters.as_of_s[pairs]
+        return rows
+
+    def with_changes(self, changes: Mapping[str, Counters], catalog: Catalog) -> "ContextCounters":
+        """`changes` by crossed key; those of unknown propositions or of other half-lives are left out."""
+        pairs = [key.rpartition(KEY_SEPARATOR)[::2] for key in changes]
+        positions = catalog.positions_of([proposition_id for _, proposition_id in pairs])
+        numbers = dict(self.numbers)
+        changed: dict[int, Counters] = {}
+        for (context_key, _), position, counters in zip(pairs, positions, changes.values(), strict=True):
+            if position >= 0 and counters.counts.shape[1] == self.counters.half_life_count:
+                number = numbers.setdefault(context_key, len(numbers))
+                changed[(number << 32) + int(position)] = counters
+        if not changed:
+            return self
+        keys = np.union1d(self.keys, np.fromiter(changed, np.uint64, len(changed)))
+        kept = np.searchsorted(keys, self.keys)
+        counters = CounterColumn.empty(len(keys), self.counters.half_life_count)
+        counters.counts[kept] = self.counters.counts
+        counters.as_of_s[kept] = self.counters.as_of_s
+        at = np.searchsorted(keys, np.fromiter(changed, np.uint64, len(changed)))
+        return ContextCounters(
+            tuple(numbers), keys, counters.with_rows(at, list(changed.values()), len(keys))
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """For some propositions, those most often visited together with them.
+
+    `anchors` int32 (m,) ascending positions; `positions` int32 (m, MAX_NEIGHBOURS), nearest first, -1
+    where there are fewer.
+    """
+
+    anchors: np.ndarray
     positions: np.ndarray
-    rows: Rows
+
+    @classmethod
+    def empty(cls) -> "Neighbours":
+        return cls(np.zeros(0, np.int32), np.zeros((0, MAX_NEIGHBOURS), np.int32))
+
+    def of(self, anchors: Sequence[int]) -> np.ndarray:
+        """The neighbours of these positions, anchor after anchor."""
+        if not len(self.anchors):
+            return self.anchors
+        wanted = np.asarray(anchors)
+        found = np.minimum(self.anchors.searchsorted(wanted), len(self.anchors) - 1)
+        rows = self.positions[found[self.anchors[found] == wanted]].ravel()
+        return rows[rows >= 0]
+
+    def with_changes(self, changes: Mapping[str, Sequence[str]], catalog: Catalog) -> "Neighbours":
+        anchors = catalog.positions_of(changes)
+        rows = {
+            int(anchor): _padded(catalog.positions_of(neighbours))
+            for anchor, neighbours in zip(anchors, changes.values(), strict=True)
+            if anchor >= 0
+        }
+        if not rows:
+            return self
+        changed = np.fromiter(rows, np.int32, len(rows))
+        united = np.union1d(self.anchors, changed).astype(np.int32)
+        positions = np.full((len(united), MAX_NEIGHBOURS), -1, np.int32)
+        positions[np.searchsorted(united, self.anchors)] = self.positions
+        positions[np.searchsorted(united, changed)] = list(rows.values())
+        return Neighbours(united, positions)
+
+
+def _padded(positions: np.ndarray) -> np.ndarray:
+    row = np.full(MAX_NEIGHBOURS, -1, np.int32)
+    known = positions[positions >= 0][:MAX_NEIGHBOURS]
+    row[: len(known)] = known
+    return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,37 +225,40 @@ class Snapshot:
     version: SnapshotVersion
     half_lives_s: tuple[float, ...]
     catalog: Catalog
-    attributes: Rows
-    performance: Rows
-    contexts: Mapping[str, ContextCounters]
+    attributes: Mapping[str, np.ndarray | TextColumn]
+    performance: CounterColumn
+    contexts: ContextCounters
+    neighbours: Neighbours
     click_prior: ClickPrior
+    lists: CandidateLists
 
     def attribute_rows(self, names: Iterable[str], positions: np.ndarray) -> Rows:
         """Catalog fields of the candidates at `positions`; NaN for a field that no proposition has."""
-        unknown = np.full(len(positions), np.nan)
-        known = self.attributes.values
-        return Rows(None, None, {n: known[n][positions] if n in known else unknown for n in names})
+        return Rows(None, None, {name: self._attribute(name, positions) for name in names})
 
-    def context_performance(self, context_key: str, positions: np.ndarray) -> Rows:
-        """Counters of the candidates at `positions` in one context: zeros where there are none."""
-        rows = no_counters(len(positions), len(self.half_lives_s))
-        known = self.contexts.get(context_key)
-        if known is not None and len(known.positions):
-            found = np.minimum(np.searchsorted(known.positions, positions), len(known.positions) - 1)
-            here = known.positions[found] == positions
-            rows.counts[here] = known.rows.counts[found[here]]
-            rows.as_of_s[here] = known.rows.as_of_s[found[here]]
-        return rows
+    def _attribute(self, name: str, positions: np.ndarray) -> np.ndarray:
+        match self.attributes.get(name):
+            case None:
+                return np.full(len(positions), np.nan)
+            case TextColumn() as texts:
+                return texts.take(positions)
+            case numbers:
+                return numbers[positions]
 
     def click_rates(
         self, context_key: str, positions: np.ndarray, now_s: float
     ) -> tuple[np.ndarray, np.ndarray]:
         """Smoothed click rates over the longest half-life, float64 (n,): everywhere, and in one context."""
-        everywhere = self._smoothed(self.performance.take(positions), self.click_prior.rate, now_s)
-        return everywhere, self._smoothed(self.context_performance(context_key, positions), everywhere, now_s)
+        everywhere = self._click_rate(self.performance, positions, self.click_prior.rate, now_s)
+        pairs, is_known = self.contexts.find(context_key, positions)
+        in_context = everywhere.copy()
+        in_context[is_known] = self._click_rate(self.contexts.counters, pairs, everywhere[is_known], now_s)
+        return everywhere, in_context
 
-    def _smoothed(self, rows: Rows, prior_rate, now_s: float) -> np.ndarray:
-        counts = decay_to(rows.counts, rows.as_of_s, now_s, np.asarray(self.half_lives_s))[:, :, -1]
+    def _click_rate(self, column: CounterColumn, chosen, prior_rate, now_s: float) -> np.ndarray:
+        longest = column.counts[chosen, :, -1:].astype(np.float64)
+        half_life_s = np.asarray(self.half_lives_s[-1:])
+        counts = decay_to(longest, column.as_of_s[chosen], now_s, half_life_s)[:, :, 0]
         return smoothed_rate(
             counts[:, EVENT_ROW[EventType.CLICK]],
             counts[:, EVENT_ROW[EventType.IMPRESSION]],
@@ -101,118 +267,124 @@ class Snapshot:
         )
 
     def with_changes(self, changes: SnapshotChanges) -> "Snapshot":
-        """The next snapshot. Known propositions keep their positions; new ones are appended."""
-        catalog = self.catalog
-        if changes.propositions:
-            current = {p.proposition_id: p for p in catalog.propositions}
-            current.update({p.proposition_id: p for p in changes.propositions})
-            catalog = Catalog(list(current.values()))
-        performance = _updated(self.performance, changes.performance, catalog.index, len(catalog))
+        """The next snapshot, of the same version. Known propositions keep their positions; new ones are appended."""
+        catalog = self.catalog.with_propositions(changes.propositions)
+        performance = self._performance(changes.performance, catalog)
         return replace(
             self,
-            version=changes.version,
             catalog=catalog,
             attributes=_updated_attributes(self.attributes, changes.attributes, catalog),
             performance=performance,
-            contexts=_updated_contexts(
-                self.contexts, changes.context_performance, catalog.index, len(self.half_lives_s)
+            contexts=self.contexts.with_changes(changes.context_performance, catalog),
+            neighbours=self.neighbours.with_changes(changes.neighbours, catalog),
+            click_prior=(
+                self.click_prior if performance is self.performance else _learn_click_prior(performance)
             ),
-            click_prior=_learn_click_prior(performance),
+        )
+
+    def with_lists(
+        self, weights: RulesWeights, new_below_impressions: float, length: int, now_s: float
+    ) -> "Snapshot":
+        """The snapshot with lists of at most `length` candidates as they rank now."""
+        catalog, performance = self.catalog, self.performance
+        eligible = np.flatnonzero(catalog.is_open(now_s))
+        rates = self._click_rate(performance, slice(None), self.click_prior.rate, now_s)
+        scores = score_by_rules(rates, rates, now_s - performance.as_of_s, weights)[eligible]
+        impressions = performance.counts[eligible, EVENT_ROW[EventType.IMPRESSION], -1]
+        is_new = impressions < new_below_impressions
+        new, created_s = eligible[is_new], np.nan_to_num(catalog.created_s[eligible[is_new]], nan=-np.inf)
+        return replace(
+            self,
+            lists=CandidateLists(
+                popular=best_of(eligible, scores, length),
+                new=best_of(new, created_s, length),
+                by_category=best_per_group(
+                    catalog.categories[eligible], eligible, scores, len(catalog.category_names), length
+                ),
+                trending=self._trending(rates, eligible, weights, length, now_s),
+                categories=_largest_first(catalog.categories[eligible], len(catalog.category_names)),
+            ),
+        )
+
+    def _trending(self, rates: np.ndarray, eligible: np.ndarray, weights: RulesWeights, length: int, now_s):
+        pairs = self.contexts
+        positions = (pairs.keys & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        is_eligible = np.zeros(len(self.catalog), bool)
+        is_eligible[eligible] = True
+        kept = np.flatnonzero(is_eligible[positions])
+        positions = positions[kept]
+        in_context = self._click_rate(pairs.counters, kept, rates[positions], now_s)
+        age_s = now_s - pairs.counters.as_of_s[kept]
+        scores = score_by_rules(rates[positions], in_context, age_s, weights)
+        numbers = (pairs.keys[kept] >> np.uint64(32)).astype(np.int64)
+        return best_per_group(numbers, positions, scores, len(pairs.contexts), length)
+
+    def _performance(self, changes: Mapping[str, Counters], catalog: Catalog) -> CounterColumn:
+        positions = catalog.positions_of(changes)
+        fitting = [
+            (position, counters)
+            for position, counters in zip(positions, changes.values(), strict=True)
+            if position >= 0 and counters.counts.shape[1] == len(self.half_lives_s)
+        ]
+        return self.performance.with_rows(
+            [position for position, _ in fitting], [counters for _, counters in fitting], len(catalog)
         )
 
 
 def empty_snapshot(half_lives_s: Sequence[float]) -> Snapshot:
+    no_counters = CounterColumn.empty(0, len(half_lives_s))
     return Snapshot(
         version=SnapshotVersion(generation=None, catalog_at=None, counters_at=None),
         half_lives_s=tuple(half_lives_s),
-        catalog=Catalog(()),
-        attributes=Rows(None, None, {}),
-        performance=no_counters(0, len(half_lives_s)),
-        contexts={},
+        catalog=Catalog.empty(),
+        attributes={},
+        performance=no_counters,
+        contexts=ContextCounters((), np.zeros(0, np.uint64), no_counters),
+        neighbours=Neighbours.empty(),
         click_prior=ClickPrior(rate=0.1, strength=20.0),
+        lists=CandidateLists.empty(),
     )
 
 
-def no_counters(row_count: int, half_life_count: int) -> Rows:
-    counts = np.zeros((row_count, len(EVENT_ROW), half_life_count))
-    return Rows(counts, np.full(row_count, np.nan), {})
+def _largest_first(categories: np.ndarray, category_count: int) -> np.ndarray:
+    return np.argsort(-np.bincount(categories, minlength=category_count), kind="stable").astype(np.int32)
 
 
-def _updated(rows: Rows, changes: Mapping[str, Counters], index: Mapping[str, int], row_count: int) -> Rows:
-    """A copy of `rows`, grown to `row_count`, with the changed counters written in."""
-    updated = no_counters(row_count, rows.counts.shape[2])
-    updated.counts[: len(rows.counts)] = rows.counts
-    updated.as_of_s[: len(rows.as_of_s)] = rows.as_of_s
-    for key, counters in changes.items():
-        position = index.get(key)
-        if position is not None and counters.counts.shape == updated.counts.shape[1:]:
-            updated.counts[position] = counters.counts
-            updated.as_of_s[position] = counters.as_of_s
-    return updated
-
-
-def _updated_attributes(rows: Rows, changes: Mapping[str, Mapping[str, Any]], catalog: Catalog) -> Rows:
-    old_count = len(next(iter(rows.values.values()), ()))
+def _updated_attributes(
+    columns: Mapping[str, np.ndarray | TextColumn],
+    changes: Mapping[str, Mapping[str, Any]],
+    catalog: Catalog,
+) -> Mapping[str, np.ndarray | TextColumn]:
+    old_count = next((len(c.codes if isinstance(c, TextColumn) else c) for c in columns.values()), 0)
     if not changes and old_count == len(catalog):
-        return rows
-    values = {}
-    for name in {name for record in changes.values() for name in record} | set(rows.values):
-        is_text = any(isinstance(record.get(name), str) for record in changes.values()) or (
-            name in rows.values and rows.values[name].dtype.kind == "U"
-        )
-        column: list[Any] = list(rows.values[name]) if name in rows.values else [None] * old_count
-        column += [None] * (len(catalog) - old_count)
-        for key, record in changes.items():
-            if key in catalog.index and name in record:
-                column[catalog.index[key]] = record[name]
-        values[name] = np.array(
-            [("" if is_text else np.nan) if value is None else value for value in column],
-            dtype=np.str_ if is_text else np.float64,
-        )
-    return Rows(None, None, values)
-
-
-def _updated_contexts(
-    contexts: Mapping[str, ContextCounters],
-    changes: Mapping[str, Counters],
-    index: Mapping[str, int],
-    half_life_count: int,
-) -> Mapping[str, ContextCounters]:
-    if not changes:
-        return contexts
-    by_context: dict[str, dict[int, Counters]] = {}
-    for key, counters in changes.items():
-        context_key, _, proposition_id = key.rpartition(KEY_SEPARATOR)
-        if proposition_id in index and counters.counts.shape[1] == half_life_count:
-            by_context.setdefault(context_key, {})[index[proposition_id]] = counters
+        return columns
+    positions = catalog.positions_of(changes)
+    records = [record for record, position in zip(changes.values(), positions, strict=True) if position >= 0]
+    positions = positions[positions >= 0]
+    names = {name for record in records for name in record} | set(columns)
     return {
-        **contexts,
-        **{
-            context_key: _merged(contexts.get(context_key), changed, half_life_count)
-            for context_key, changed in by_context.items()
-        },
+        name: _updated_attribute(
+            columns.get(name), positions, [record.get(name) for record in records], len(catalog)
+        )
+        for name in sorted(names)
     }
 
 
-def _merged(
-    known: ContextCounters | None, changed: Mapping[int, Counters], half_life_count: int
-) -> ContextCounters:
-    positions = np.array(sorted(changed), dtype=np.int64)
-    if known is not None:
-        positions = np.union1d(known.positions, positions)
-    rows = no_counters(len(positions), half_life_count)
-    if known is not None:
-        kept = np.searchsorted(positions, known.positions)
-        rows.counts[kept] = known.rows.counts
-        rows.as_of_s[kept] = known.rows.as_of_s
-    for position, counters in changed.items():
-        row = int(np.searchsorted(positions, position))
-        rows.counts[row] = counters.counts
-        rows.as_of_s[row] = counters.as_of_s
-    return ContextCounters(positions, rows)
+def _updated_attribute(
+    column: np.ndarray | TextColumn | None, positions: np.ndarray, values: Sequence[Any], row_count: int
+) -> np.ndarray | TextColumn:
+    if isinstance(column, TextColumn) or any(isinstance(value, str) for value in values):
+        old = column if isinstance(column, TextColumn) else TextColumn(np.array([""]), np.zeros(0, np.int32))
+        codes = {name: code for code, name in enumerate(old.names.tolist())}
+        new_codes = [codes.setdefault(value or "", len(codes)) for value in values]
+        return TextColumn(
+            np.array(list(codes)), updated(old.codes, positions, new_codes, row_count, codes[""])
+        )
+    numbers = [np.nan if value is None else value for value in values]
+    return updated(np.zeros(0) if column is None else column, positions, numbers, row_count, np.nan)
 
 
-def _learn_click_prior(performance: Rows) -> ClickPrior:
-    clicks = performance.counts[:, EVENT_ROW[EventType.CLICK], -1]
-    impressions = performance.counts[:, EVENT_ROW[EventType.IMPRESSION], -1]
+def _learn_click_prior(performance: CounterColumn) -> ClickPrior:
+    clicks = performance.counts[:, EVENT_ROW[EventType.CLICK], -1].astype(np.float64)
+    impressions = performance.counts[:, EVENT_ROW[EventType.IMPRESSION], -1].astype(np.float64)
     return ClickPrior(pooled_rate(clicks, impressions), learn_prior_strength(clicks, impressions))

@@ -13,13 +13,8 @@ from app.features.snapshot import Snapshot, empty_snapshot
 log = logging.getLogger(__name__)
 
 
-class SnapshotSource(Protocol):
-    def refresh(self, snapshot: Snapshot) -> Snapshot: ...
-
-
-class SnapshotFile(Protocol):
-    def save(self, snapshot: Snapshot) -> None: ...
-    def load(self, half_lives_s: tuple[float, ...]) -> Snapshot | None: ...
+class SnapshotFolder(Protocol):
+    def open(self, half_lives_s: tuple[float, ...]) -> Snapshot | None: ...
 
 
 class SchemaSource(Protocol):
@@ -32,46 +27,46 @@ class ActiveModels(Protocol):
 
 
 class LiveSnapshot:
-    """The current snapshot. Begins with the last good one from disk; each refresh replaces it whole."""
+    """The snapshot that was published last. Each refresh replaces it whole; until the first, it is empty."""
 
-    def __init__(self, source: SnapshotSource, file: SnapshotFile, half_lives_s: tuple[float, ...]) -> None:
-        self._source = source
-        self._file = file
-        self._saved = file.load(half_lives_s)
-        self.current = self._saved or empty_snapshot(half_lives_s)
-        self.problem: str | None = "not read yet"
+    def __init__(
+        self, folder: SnapshotFolder, half_lives_s: tuple[float, ...], on_change: Callable[[], None]
+    ) -> None:
+        self._folder = folder
+        self._half_lives_s = half_lives_s
+        self._on_change = on_change
+        self.current = empty_snapshot(half_lives_s)
 
     @property
     def is_loaded(self) -> bool:
         return len(self.current.catalog) > 0
 
     def refresh(self) -> None:
-        try:
-            self.current = self._source.refresh(self.current)
-            self.problem = None
-        except StoreUnavailable as error:
-            if self.problem is None:
-                log.warning("serving the last good snapshot: %s", error)
-            self.problem = str(error)
-
-    def save(self) -> None:
-        """Writes the snapshot to disk if it has changed since the last time."""
-        if self.current is self._saved or not self.is_loaded:
+        published = self._folder.open(self._half_lives_s)
+        if published is None or published is self.current:
             return
-        try:
-            self._file.save(self.current)
-            self._saved = self.current
-        except OSError as error:
-            log.error("the snapshot cannot be saved: %s", error)
+        if self.is_loaded and published.version.catalog_at != self.current.version.catalog_at:
+            self._on_change()
+        self.current = published
 
 
 class LiveModel:
-    """The active model. A version that is refused leaves the one before in service."""
+    """The active model. A version that is refused leaves the one before in service.
 
-    def __init__(self, models: ActiveModels, schemas: SchemaSource, on_load: Callable[[str], None]) -> None:
+    `run` runs what takes long where it does not hold up requests.
+    """
+
+    def __init__(
+        self,
+        models: ActiveModels,
+        schemas: SchemaSource,
+        on_load: Callable[[str], None],
+        run: Callable[[Callable[[], Model]], Model] = lambda work: work(),
+    ) -> None:
         self._models = models
         self._schemas = schemas
         self._on_load = on_load
+        self._run = run
         self._refused: str | None = None
         self.current: Model | None = None
         self.problem: str | None = "not read yet"
@@ -91,7 +86,7 @@ class LiveModel:
 
     def _load(self, version: str) -> None:
         try:
-            self.current = self._models.load(version, self._schemas.read())
+            self.current = self._run(lambda: self._models.load(version, self._schemas.read()))
         except ModelRefused as error:
             self._refused, self.problem = version, str(error)
             self._on_load("refused")

@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable
 from datetime import datetime
 
+from app.domain.budget import TimeBudget
 from app.domain.ports import Ranker
 from app.domain.types import Slate, SuggestRequest
 
@@ -13,7 +14,7 @@ class Suggest:
         self._ranker = ranker
         self._on_decision = on_decision
 
-    def __call__(self, request: SuggestRequest, now: datetime) -> Slate:
-        slate = self._ranker.rank(request, str(uuid.uuid4()), now)
+    def __call__(self, request: SuggestRequest, now: datetime, budget: TimeBudget) -> Slate:
+        slate = self._ranker.rank(request, str(uuid.uuid4()), now, budget)
         self._on_decision(request, slate)
         return slate

@@ -38,7 +38,7 @@ def test_the_top_level_holds_what_was_agreed_and_no_more():
 
 def test_importing_the_domain_needs_no_framework():
     program = (
-        "import sys, app.domain.catalog, app.features.assembly, app.features.snapshot;"
+        "import sys, app.features.catalog, app.features.assembly, app.features.snapshot;"
         "print({'flask', 'feast', 'redis', 'psycopg2', 'xgboost', 'pandas'} & set(sys.modules))"
     )
 

@@ -152,7 +152,12 @@ class World:
         for count in range(FEWEST_RECENT, MOST_RECENT + 1):
             of_them = users[recent_counts == count]
             recent = proposition_ids(rng.integers(0, self.size.propositions, (len(of_them), count)))
-            yield Chunk("user_recent", "user_id", of_them, {"propositions": recent})
+            counted_at_s = self.now.timestamp() - np.sort(
+                rng.exponential(SECONDS_PER_DAY, recent.shape), axis=1
+            )
+            yield Chunk(
+                "user_recent", "user_id", of_them, {"propositions": recent, "counted_at_s": counted_at_s}
+            )
 
     def neighbours(self) -> Iterator[Chunk]:
         for ids, rng in self._chunks("p", self.size.propositions, PROPOSITIONS_PER_CHUNK, "neighbours"):

@@ -25,6 +25,10 @@ TEXT_OID, FLOAT8_OID = 25, 701
 Part = bytes | np.ndarray
 
 
+# Kept by the projector for itself; no feature.
+NOT_SERVED = {"counted_at_s"}
+
+
 def copy_columns(chunk: Chunk) -> tuple[str, ...]:
     return (chunk.key_column, *chunk.values, chunk.time_column)
 
@@ -53,7 +57,8 @@ def redis_commands(chunk: Chunk, project: str, at: datetime) -> bytes:
             [timestamp.SerializeToString()],
         ]
         for name, column in group.values.items():
-            arguments += [[_mmh3(f"{chunk.table}:{name}")], _value_parts(column)]
+            if name not in NOT_SERVED:
+                arguments += [[_mmh3(f"{chunk.table}:{name}")], _value_parts(column)]
         parts: list[Part] = [b"*%d\r\n" % len(arguments)]
         for argument in arguments:
             parts += [b"$%d\r\n" % sum(map(_width, argument)), *argument, b"\r\n"]

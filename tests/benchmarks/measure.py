@@ -1,5 +1,6 @@
 """One measurement of a contender: throughput and what it costs; and how much of it counts."""
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from tests.benchmarks.stores import Stores
 from tests.benchmarks.traffic import SEPARATOR
 
 PROBES = 20
+LONGEST_WAIT_S = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +51,29 @@ def burst(contender: Contender, seconds: float, first: int = 0) -> Burst:
 
 
 def warm_up(contender: Contender, seconds: float) -> str | None:
-    """Lets all workers answer for a while; says what is wrong with the answers, if anything."""
+    """Lets all workers answer for a while; says what is wrong with the answers, if anything.
+
+    The first snapshot of a large catalog takes longer than the start of a worker, so it is waited for.
+    """
+    if contender.has_levels:
+        _wait_for_level_0(contender)
     closed_loop(contender.service.port, contender.requests, seconds)
     if not contender.has_levels:
         return None
-    requests = contender.requests.read_bytes().split(SEPARATOR)[:PROBES]
-    levels = Counter(contender.service.ask(request)["degradation_level"] for request in requests)
+    levels = _probe(contender)
     return None if set(levels) == {0} else f"answers by degradation level: {dict(levels)}"
+
+
+def _wait_for_level_0(contender: Contender) -> None:
+    deadline = time.monotonic() + LONGEST_WAIT_S
+    while set(_probe(contender)) != {0} and time.monotonic() < deadline:
+        time.sleep(1.0)
+
+
+def _probe(contender: Contender) -> Counter:
+    """Answers to some requests by degradation level."""
+    requests = contender.requests.read_bytes().split(SEPARATOR)[:PROBES]
+    return Counter(contender.service.ask(request)["degradation_level"] for request in requests)
 
 
 def problem_of(outcome: Outcome, has_levels: bool = True) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -90,6 +91,9 @@ class Stack:
                 return response.status, dict(response.headers), _parsed(response.read())
         except HTTPError as error:
             return error.code, dict(error.headers), _parsed(error.read())
+
+    def services(self) -> list[psutil.Process]:
+        return [psutil.Process(process.pid) for process in self._processes]
 
     def are_alive(self) -> bool:
         return all(process.poll() is None for process in self._processes)
@@ -181,6 +185,63 @@ def test_the_next_slate_feels_a_click_within_seconds(stack):
         return {p["proposition_id"]: p["score"] for p in slate["propositions"]}
 
     wait_until(lambda: scores(stack.suggest("2")) != scores(before), timeout_s=10)
+
+
+def test_a_slate_is_ranked_once_until_its_user_does_something(stack):
+    first = stack.suggest("3")
+    wait_until(lambda: stack.suggest("3")["cached"])
+    event = {"event_type": "click", "user_id": "3", "proposition_id": "50"}
+
+    assert stack.ask("/log_event", event)[0] == 202
+
+    again = stack.suggest("3")
+    assert not again["cached"]
+    assert again["request_id"] != first["request_id"]
+
+
+def test_a_changed_catalog_is_seen_by_all_workers(stack, tmp_path):
+    (shown, *_) = stack.suggest("4", limit=1)["propositions"]
+    changed = {"proposition_id": shown["proposition_id"], "title": "Changed", "category": shown["category"]}
+    path = tmp_path / "propositions.jsonl"
+
+    def answers() -> list[dict]:
+        slates = [stack.suggest("4", candidates=[shown["proposition_id"]]) for _ in range(8)]
+        return [proposition for slate in slates for proposition in slate["propositions"]]
+
+    path.write_text(json.dumps({**changed, "value": 12.5}))
+    assert stack.run("import", str(path)).returncode == 0
+    wait_until(lambda: {(p["title"], p["value"]) for p in answers()} == {("Changed", 12.5)})
+
+    path.write_text(json.dumps({**changed, "is_active": False}))
+    assert stack.run("import", str(path)).returncode == 0
+    wait_until(lambda: answers() == [])
+
+
+def test_another_model_serves_soon_after_it_was_promoted_and_no_request_fails(stack):
+    models = stack.folder / "models"
+    (version,) = [path.parent.name for path in models.glob("*/manifest.json")]
+    other = f"{version}-again"
+    shutil.copytree(models / version, models / other)
+
+    assert stack.run("models", "promote", other).returncode == 0
+
+    wait_until(lambda: {stack.suggest(user)["model_version"] for user in USERS[:20]} == {other})
+
+
+def test_a_keeper_that_dies_is_replaced_and_news_are_seen_again(stack, tmp_path):
+    def keepers() -> list[psutil.Process]:
+        family = [p for service in stack.services() for p in service.children(recursive=True)]
+        return [p for p in family if "snapshot" in p.cmdline() and p.status() != psutil.STATUS_ZOMBIE]
+
+    (keeper,) = keepers()
+    keeper.kill()
+    path = tmp_path / "propositions.jsonl"
+    path.write_text(json.dumps({"proposition_id": "brand-new", "title": "Brand new"}))
+    assert stack.run("import", str(path)).returncode == 0
+
+    wait_until(lambda: stack.suggest(candidates=["brand-new"])["propositions"] != [])
+
+    assert len(keepers()) == 1
 
 
 def test_a_body_of_five_megabytes_is_answered_not_cut_off(stack):

@@ -8,7 +8,7 @@ from openapi_spec_validator import validate
 
 from app.adapters.model_store import ModelStore
 from app.api.factory import create_app
-from app.bootstrap import build_api, build_projector, open_import
+from app.bootstrap import build_api, build_projector, open_import, take_snapshot
 from tests.builders import count, event, proposition, query
 
 
@@ -26,6 +26,7 @@ def catalog(settings):
             loader.add(event(f"c{n}", "click", "good", at))
         loader.finish(False)
     build_projector(settings)[0].run()
+    take_snapshot(settings)
 
 
 @pytest.fixture
@@ -72,6 +73,35 @@ def test_anonymous_unknown_and_context_free_requests_get_a_slate(catalog, client
 )
 def test_a_request_narrows_its_slate(catalog, client, body, expected):
     assert ids(post(client, "/suggest", body)) == expected
+
+
+def test_each_proposition_tells_why_it_was_a_candidate(catalog, client):
+    answer = post(client, "/suggest", {"user_id": "u1"}).get_json()
+
+    assert [p["sources"] for p in answer["propositions"]] == [["catalog"], ["catalog"]]
+
+
+def test_the_answer_tells_where_its_time_went(catalog, client):
+    timing = post(client, "/suggest", {"user_id": "u1"}).headers["Server-Timing"]
+
+    stages = dict(stage.split(";dur=") for stage in timing.split(", "))
+    assert {"rules", "total"} <= stages.keys()
+    assert all(float(milliseconds) >= 0 for milliseconds in stages.values())
+
+
+@pytest.mark.parametrize("deadline", ["1", "80", "100000"])
+def test_a_request_may_lower_its_deadline(catalog, client, deadline):
+    answer = post(client, "/suggest", {"user_id": "u1"}, headers={"X-Deadline-Ms": deadline})
+
+    assert answer.status_code == 200 and ids(answer)
+
+
+@pytest.mark.parametrize("deadline", ["0", "-5", "soon", "1.5", "\u0664", " "])
+def test_a_deadline_that_is_none_is_refused_by_name(client, deadline):
+    answer = post(client, "/suggest", {"user_id": "u1"}, headers={"X-Deadline-Ms": deadline})
+
+    assert answer.status_code == 422
+    assert answer.get_json()["errors"][0]["field"] == "X-Deadline-Ms"
 
 
 def test_an_empty_database_still_gives_the_default_slate(settings, client):

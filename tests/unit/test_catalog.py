@@ -1,18 +1,23 @@
 from datetime import timedelta
 
+import numpy as np
+import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from app.domain.catalog import Catalog
 from app.domain.context import context_key, is_valid_id
 from app.domain.types import Filters
+from app.features.catalog import Catalog
+from app.features.columns import RaggedColumn
 from tests.builders import NOON, proposition, request
 
 SECOND = timedelta(seconds=1)
 
 
 def eligible_ids(propositions, **fields):
-    catalog = Catalog(propositions)
-    return [catalog.propositions[i].proposition_id for i in catalog.eligible(request(**fields), NOON)]
+    catalog = Catalog.of(propositions)
+    return [catalog.id_at(position) for position in catalog.eligible(request(**fields), NOON)]
 
 
 @pytest.mark.parametrize(
@@ -76,3 +81,55 @@ def test_an_id_has_at_most_200_bytes(text, is_valid):
 
 def test_an_empty_catalog_has_nothing_eligible():
     assert eligible_ids([]) == []
+
+
+def test_eligibility_of_some_positions_is_that_of_all_in_their_order():
+    catalog = Catalog.of([proposition("a"), proposition("b", is_active=False), proposition("c")])
+
+    assert catalog.eligible(request(), NOON, np.array([2, 1, 0])).tolist() == [2, 0]
+
+
+def test_a_changed_proposition_keeps_its_position_and_a_new_one_is_appended():
+    before = Catalog.of([proposition("a", value=1.0, tags=("t",)), proposition("b")])
+
+    after = before.with_propositions([proposition("c"), proposition("a", title="New", value=2.0)])
+
+    assert [after.id_at(n) for n in range(3)] == ["a", "b", "c"]
+    assert orjson.loads(after.details_at(0)) == {
+        "proposition_id": "a",
+        "title": "New",
+        "category": None,
+        "tags": [],
+        "value": 2.0,
+        "attributes": {},
+    }
+    assert orjson.loads(before.details_at(0))["title"] == "A"
+    assert after.positions_of(["c", "?", "a"]).tolist() == [2, -1, 0]
+
+
+def test_columns_that_a_change_leaves_alone_are_shared():
+    before = Catalog.of([proposition("a", value=1.0), proposition("b")])
+
+    after = before.with_propositions([proposition("a", value=2.0)])
+
+    assert after.values is not before.values
+    assert after.is_active is before.is_active and after.id_hashes is before.id_hashes
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.lists(st.integers(0, 100), max_size=4)), max_size=60))
+def test_ragged_rows_are_what_was_written_last_however_often_they_change(changes):
+    column, expected = RaggedColumn.empty(np.int32), {}
+    for position, row in changes:
+        expected[position] = row
+        column = column.with_rows(np.array([position]), [row], max(expected) + 1)
+
+    for position, row in expected.items():
+        assert column.row(position).tolist() == row
+    items, numbers = column.rows(np.array(sorted(expected), dtype=np.int64))
+    assert items.tolist() == [item for position in sorted(expected) for item in expected[position]]
+    assert len(column.blocks) <= 8
+    assert len(numbers) == len(items)
+
+
+def test_an_unknown_tag_fits_nothing():
+    assert eligible_ids([proposition("a", tags=("t",))], filters=Filters(tags=frozenset({"t", "?"}))) == []

@@ -1,0 +1,308 @@
+"""Scores of candidates, from parts: what is the same for many pairs of a request and a candidate is done once.
+
+A row of the model's matrix has columns of the request (user and context), of the user and a category,
+and of the candidate (its own and those of its context). The candidates' parts are kept for a few seconds, since
+counters change and decay; before that time is over they are computed anew, beside the requests.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+import numpy as np
+
+from app.domain.errors import ModelRefused
+from app.domain.types import FeatureState
+from app.features.assembly import MatrixSpec
+from app.features.catalog import Catalog
+from app.features.columns import grown
+from app.features.forest import Forest
+from app.features.ports import Model, OnlineRows
+from app.features.rows import Rows, rows_from_records
+from app.features.schema import EntityName, ViewSchema
+from app.features.snapshot import Snapshot
+from app.serving.online import OnlineFeatures
+
+OF_REQUEST = (EntityName.USER, EntityName.CONTEXT)
+OF_CATEGORY = (EntityName.USER_CATEGORY,)
+OF_CANDIDATE = (EntityName.PROPOSITION, EntityName.CONTEXT_PROPOSITION)
+
+
+# A candidate that was not asked for during as many renewals is not prepared any more.
+MAX_IDLE_RENEWALS = 10
+
+# Parts of rows (m, w), and for each of n candidates which of them is its, intp (n,).
+Pool = tuple[np.ndarray, np.ndarray]
+
+
+class Scoring(Protocol):
+    """A way to evaluate a model on blocks of columns, each once.
+
+    The methods named `of_...` turn blocks float32 (m, k) of the columns of that part into parts (m, w).
+    """
+
+    def of_request(self, block: np.ndarray) -> np.ndarray: ...
+    def of_categories(self, block: np.ndarray) -> np.ndarray: ...
+    def of_candidates(self, block: np.ndarray) -> np.ndarray: ...
+
+    def score(self, request: np.ndarray, categories: Pool, candidates: Pool) -> np.ndarray:
+        """Scores, float (n,), from the request's part (1, w) and the pools of the others."""
+
+
+class ForestScoring:
+    """Masks of reachable leaves, combined by AND."""
+
+    def __init__(self, forest: Forest, spec: MatrixSpec) -> None:
+        self._forest = forest
+        self.of_request = forest.part(part_columns(spec, OF_REQUEST)).masks
+        self.of_categories = forest.part(part_columns(spec, OF_CATEGORY)).masks
+        self.of_candidates = forest.part(part_columns(spec, OF_CANDIDATE)).masks
+
+    def score(self, request: np.ndarray, categories: Pool, candidates: Pool) -> np.ndarray:
+        return self._forest.gathered_scores(request[0], (candidates, categories))
+
+
+class MatrixScoring:
+    """The whole matrix, for models whose trees cannot be taken apart."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._columns = [part_columns(model.spec, part) for part in (OF_REQUEST, OF_CATEGORY, OF_CANDIDATE)]
+
+    def of_request(self, block: np.ndarray) -> np.ndarray:
+        return block
+
+    of_categories = of_candidates = of_request
+
+    def score(self, request: np.ndarray, categories: Pool, candidates: Pool) -> np.ndarray:
+        of_request, of_category, of_candidate = self._columns
+        matrix = np.empty((len(candidates[1]), len(self._model.spec.columns)), np.float32)
+        matrix[:, of_request] = request
+        for columns, (parts, rows) in ((of_category, categories), (of_candidate, candidates)):
+            matrix[:, columns] = parts[rows]
+        return self._model.score(matrix)
+
+
+def part_views(spec: MatrixSpec, entities: Iterable[EntityName]) -> list[ViewSchema]:
+    return [view for view in spec.views if view.entity in entities]
+
+
+def part_columns(spec: MatrixSpec, entities: Iterable[EntityName]) -> np.ndarray:
+    """Numbers of the matrix columns that views of these entities fill, in the order of the views."""
+    ranges = [spec.columns_of[view.name] for view in part_views(spec, entities)]
+    return np.concatenate([np.zeros(0, np.int64), *(np.arange(r.start, r.stop) for r in ranges)])
+
+
+class Scorer:
+    """Scores candidates of one model, with their counters as they are in `snapshot` at `as_of_s`.
+
+    `max_bytes` bounds what is kept of the candidates' parts; the context not asked for longest goes first.
+    """
+
+    def __init__(self, model: Model, snapshot: Snapshot, as_of_s: float, max_bytes: int) -> None:
+        self.model, self.snapshot, self.as_of_s = model, snapshot, as_of_s
+        self._spec = model.spec
+        self._scoring: Scoring = (
+            MatrixScoring(model) if model.forest is None else ForestScoring(model.forest, model.spec)
+        )
+        self._max_bytes = max_bytes
+        self._contexts: OrderedDict[str | None, _ContextParts] = OrderedDict()
+
+    def fits(self, snapshot: Snapshot) -> bool:
+        """True if positions mean the same there as here."""
+        ours = self.snapshot
+        is_known = len(snapshot.catalog) == len(ours.catalog)
+        return is_known and snapshot.version.generation == ours.version.generation
+
+    def score(
+        self,
+        context_key: str,
+        positions: np.ndarray,
+        catalog: Catalog,
+        online: OnlineFeatures,
+        now_s: float,
+    ) -> np.ndarray:
+        """Scores, float (n,), of the candidates at `positions` with the rows read for the request."""
+        request_block, rates = self._request_block(online.rows, now_s)
+        category_block, row_of_category = self._category_block(catalog, online, rates, now_s)
+        return self._scoring.score(
+            self._scoring.of_request(request_block),
+            (self._scoring.of_categories(category_block), row_of_category[catalog.categories[positions]]),
+            self._candidates(context_key, positions),
+        )
+
+    def prepare_as(self, other: "Scorer") -> None:
+        """Computes the parts of the candidates that `other` was asked for lately."""
+        for context_key, parts in list(other._contexts.items()):
+            positions, idle_renewals = parts.wanted()
+            self._with_parts(context_key, positions).set_idle(positions, idle_renewals)
+
+    def _request_block(
+        self, online: Mapping[str, OnlineRows], now_s: float
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Columns of the user and the context, (1, k), and the rates of their views by name."""
+        blocks, rates = [np.zeros((1, 0), np.float32)], {}
+        for view in part_views(self._spec, OF_REQUEST):
+            rows = online[view.name].rows if view.name in online else self._no_row(view)
+            block, rates[view.name] = self._spec.block(view, rows, now_s, rates.get(view.prior_view))
+            blocks.append(block)
+        return np.concatenate(blocks, axis=1), rates
+
+    def _category_block(
+        self, catalog: Catalog, online: OnlineFeatures, rates: Mapping[str, np.ndarray], now_s: float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Columns of the user and each category with a row, and a last one for all others: (m, k).
+
+        Also the row of every category of the catalog, int (categories,).
+        """
+        views = part_views(self._spec, OF_CATEGORY)
+        known = sorted(
+            {
+                number
+                for view in views
+                if view.name in online.rows
+                for number, state in enumerate(online.rows[view.name].states)
+                if state is FeatureState.FRESH
+            }
+        )
+        row_of_category = np.full(len(catalog.category_names), len(known), np.intp)
+        row_of_category[[online.categories[number] for number in known]] = np.arange(len(known))
+        blocks = [np.zeros((len(known) + 1, 0), np.float32)]
+        for view in views:
+            none = self._no_row(view)
+            rows = online.rows[view.name].rows.take(np.array(known)).followed_by(none) if known else none
+            blocks.append(self._spec.block(view, rows, now_s, rates.get(view.prior_view))[0])
+        return np.concatenate(blocks, axis=1), row_of_category
+
+    def _no_row(self, view: ViewSchema) -> Rows:
+        return rows_from_records(view, [None], len(self._spec.half_lives_s))
+
+    def _candidates(self, context_key: str, positions: np.ndarray) -> Pool:
+        return self._with_parts(context_key, positions).pool(positions)
+
+    def _with_parts(self, context_key: str | None, positions: np.ndarray) -> "_ContextParts":
+        """The parts in this context, those of the candidates at `positions` among them."""
+        # Contexts that nothing is known of share their parts.
+        key = context_key if context_key in self.snapshot.contexts.numbers else None
+        parts = self._contexts.get(key)
+        if parts is None:
+            parts = self._contexts[key] = _ContextParts(len(self.snapshot.catalog))
+        self._contexts.move_to_end(key)
+        missing = parts.missing(positions)
+        if len(missing):
+            block = self._candidate_block(key, missing)
+            parts.add(missing, self._scoring.of_candidates(block))
+            self._shrink()
+        return parts
+
+    def _shrink(self) -> None:
+        while (
+            len(self._contexts) > 1 and sum(p.size_bytes for p in self._contexts.values()) > self._max_bytes
+        ):
+            self._contexts.popitem(last=False)
+
+    def _candidate_block(self, context_key: str | None, positions: np.ndarray) -> np.ndarray:
+        blocks, rates = [np.zeros((len(positions), 0), np.float32)], {}
+        for view in part_views(self._spec, OF_CANDIDATE):
+            rows = candidate_rows(view, self.snapshot, context_key, positions, self.as_of_s)
+            block, rates[view.name] = self._spec.block(view, rows, self.as_of_s, rates.get(view.prior_view))
+            blocks.append(block)
+        return np.concatenate(blocks, axis=1)
+
+
+class _ContextParts:
+    """Parts of the candidates that were asked for in one context. Slots are rows of the parts."""
+
+    def __init__(self, catalog_size: int) -> None:
+        self._slots = np.full(catalog_size, -1, np.int32)
+        self._parts: np.ndarray | None = None
+        self._positions = np.empty(0, np.int64)
+        self._idle_renewals = np.empty(0, np.uint8)  # since a slot was asked for
+        self._count = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self._slots.nbytes + (0 if self._parts is None else self._parts.nbytes)
+
+    def wanted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions that were asked for lately, and how many renewals ago, this one counted."""
+        idle_renewals = self._idle_renewals[: self._count]
+        is_wanted = idle_renewals < MAX_IDLE_RENEWALS
+        return self._positions[: self._count][is_wanted], idle_renewals[is_wanted] + 1
+
+    def missing(self, positions: np.ndarray) -> np.ndarray:
+        return positions[self._slots[positions] < 0]
+
+    def add(self, positions: np.ndarray, parts: np.ndarray) -> None:
+        first, last = self._count, self._count + len(positions)
+        if self._parts is None:
+            self._parts = np.empty((0, parts.shape[1]), parts.dtype)
+        if last > len(self._parts):
+            room = max(last, 2 * len(self._parts))
+            self._parts = grown(self._parts, room, 0)
+            self._positions = grown(self._positions, room, 0)
+            self._idle_renewals = grown(self._idle_renewals, room, 0)
+        self._parts[first:last] = parts
+        self._positions[first:last] = positions
+        self._slots[positions] = np.arange(first, last)
+        self._count = last
+
+    def set_idle(self, positions: np.ndarray, renewals: np.ndarray) -> None:
+        self._idle_renewals[self._slots[positions]] = renewals
+
+    def pool(self, positions: np.ndarray) -> Pool:
+        slots = self._slots[positions].astype(np.intp)
+        self._idle_renewals[slots] = 0
+        return self._parts, slots
+
+
+def candidate_rows(
+    view: ViewSchema, snapshot: Snapshot, context_key: str | None, positions: np.ndarray, now_s: float
+) -> Rows:
+    """The rows of a view of candidates, one each.
+
+    Counters past the view's TTL read as no row, as they do online and in training.
+    """
+    if not view.has_counters:
+        return snapshot.attribute_rows(view.field_names, positions)
+    if view.entity is EntityName.PROPOSITION:
+        rows = snapshot.performance.take(positions)
+    else:
+        rows = snapshot.contexts.take(context_key, positions)
+    return rows.without_older_than(now_s - view.ttl_s)
+
+
+class CurrentScorer:
+    """The scorer of the current model and catalog, whose candidates' features are at most `max_age_s` old.
+
+    `renew`, called more often than that beside the requests, keeps the requests from computing what the ones
+    before them have asked for.
+    """
+
+    def __init__(self, max_age_s: float, max_bytes: int) -> None:
+        self._max_age_s = max_age_s
+        self._max_bytes = max_bytes
+        self._scorer: Scorer | None = None
+
+    def get(self, model: Model | None, snapshot: Snapshot, now_s: float) -> Scorer:
+        """Raises ModelRefused when there is no model."""
+        if model is None:
+            raise ModelRefused("no model is promoted: train one with `propositions train`")
+        scorer = self._scorer
+        if (
+            scorer is None
+            or scorer.model is not model
+            or not scorer.fits(snapshot)
+            or not 0 <= now_s - scorer.as_of_s <= self._max_age_s
+        ):
+            scorer = self._scorer = Scorer(model, snapshot, now_s, self._max_bytes)
+        return scorer
+
+    def renew(self, model: Model | None, snapshot: Snapshot, now_s: float) -> None:
+        """Replaces the scorer by a fresh one that knows what the old one was asked for."""
+        old = self._scorer
+        if old is None or model is None or not old.fits(snapshot):
+            return
+        fresh = Scorer(model, snapshot, now_s, self._max_bytes)
+        fresh.prepare_as(old)
+        self._scorer = fresh

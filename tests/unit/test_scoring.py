@@ -1,0 +1,187 @@
+"""Scores from parts equal those of the whole matrix, and parts are kept no longer than they hold."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import orjson
+import pytest
+import xgboost
+
+from app.domain.context import crossed_key
+from app.domain.types import FeatureState
+from app.features.assembly import MatrixSpec
+from app.features.forest import Forest
+from app.features.ports import OnlineRows
+from app.features.rows import rows_from_records
+from app.features.schema import EntityName
+from app.features.snapshot import SnapshotChanges
+from app.serving.online import OnlineFeatures, read_online
+from app.serving.scoring import MAX_IDLE_RENEWALS, CurrentScorer, Scorer, candidate_rows
+from tests.builders import NOON, proposition, request
+from tests.unit.test_ranking import FakeReader, counters, snapshot
+
+NOW_S = NOON.timestamp()
+HERE = request().context_key
+
+
+@dataclass
+class Trees:
+    """A random model over the columns of a spec; with `forest` None it is scored by XGBoost itself."""
+
+    spec: MatrixSpec
+    booster: xgboost.Booster
+    forest: Forest | None
+    version: str = "m"
+
+    def score(self, matrix):
+        return self.booster.inplace_predict(matrix)
+
+
+@pytest.fixture
+def booster(spec):
+    rng = np.random.default_rng(7)
+    matrix = rng.gamma(1.0, 1.0, (4_000, len(spec.columns))).astype(np.float32)
+    matrix[rng.random(matrix.shape) < 0.2] = np.nan
+    target = np.nan_to_num(matrix) @ rng.normal(size=matrix.shape[1])
+    parameters = {"max_depth": 5, "objective": "reg:squarederror", "nthread": 1, "eta": 0.3}
+    return xgboost.train(parameters, xgboost.DMatrix(matrix, label=target), 30)
+
+
+@pytest.fixture
+def taken():
+    return snapshot(
+        *(proposition(f"p{n}", category=f"c{n % 4}", value=float(n)) for n in range(30)),
+        performance={f"p{n}": counters(10 * n, n) for n in range(0, 30, 2)},
+        context_performance={f"{HERE}\x1fp{n}": counters(n, n / 2) for n in range(0, 30, 3)},
+    )
+
+
+class ReaderWithRows(FakeReader):
+    """The user has an activity, and one in each of some categories."""
+
+    def __init__(self, known):
+        super().__init__()
+        self._counters = known
+
+    def read(self, keys, half_life_count, now, timeout_s=None):
+        return {
+            view.name: OnlineRows(
+                rows_from_records(view, [self._record(key, view) for key in entity_keys], half_life_count),
+                [
+                    FeatureState.FRESH if self._record(key, view) else FeatureState.MISSING
+                    for key in entity_keys
+                ],
+            )
+            for view, entity_keys in keys.items()
+        }
+
+    def _record(self, key, view):
+        if key not in self._counters or not view.has_counters:
+            return None
+        impressions, clicks = self._counters[key]
+        names = ("impressions", "clicks", "conversions", "dismissals")
+        values = ([impressions] * 2, [clicks] * 2, [0.0] * 2, [0.0] * 2)
+        return dict(zip(names, values, strict=True)) | {"as_of_s": NOW_S - 60.0}
+
+
+READER = ReaderWithRows({"u1": (50.0, 20.0), crossed_key("u1", "c1"): (9.0, 8.0)})
+
+
+def whole_matrix(spec, taken, positions, online, now_s):
+    """As training assembles it: a row of every view for each candidate."""
+    rows = {}
+    for view in spec.schema.views:
+        if view.entity is EntityName.USER_CATEGORY:
+            categories = [
+                online.categories.index(code) for code in taken.catalog.categories[positions].tolist()
+            ]
+            rows[view.name] = online.rows[view.name].rows.take(np.array(categories))
+        elif view.name in online.rows:
+            rows[view.name] = online.rows[view.name].rows
+        else:
+            rows[view.name] = candidate_rows(view, taken, HERE, positions, now_s)
+    return spec.assemble(rows, now_s, len(positions))
+
+
+@pytest.mark.parametrize("has_forest", [True, False])
+def test_scores_from_parts_are_those_of_the_model_on_the_whole_matrix(spec, taken, booster, has_forest):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json"))) if has_forest else None
+    scorer = Scorer(Trees(spec, booster, forest), taken, NOW_S, max_bytes=1 << 20)
+    online = read_online(READER, spec, taken, request(), NOON, 1.0)
+
+    for positions in (np.array([3, 1, 4, 15, 9]), np.arange(30)[::-1], np.array([7])):
+        scores = scorer.score(HERE, positions, taken.catalog, online, NOW_S)
+
+        expected = booster.inplace_predict(whole_matrix(spec, taken, positions, online, NOW_S))
+        assert np.abs(scores - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
+    assert len(np.unique(scores)) == 1 and len(np.unique(expected)) == 1
+
+
+def test_many_contexts_are_forgotten_when_memory_is_short_and_scored_again(spec, taken, booster):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    roomy = Scorer(Trees(spec, booster, forest), taken, NOW_S, max_bytes=1 << 30)
+    tight = Scorer(Trees(spec, booster, forest), taken, NOW_S, max_bytes=1)
+    online = OnlineFeatures(READER.read({}, 2, NOON), ())
+
+    for context in (HERE, "elsewhere", HERE):
+        positions = np.arange(30)
+        assert np.array_equal(
+            tight.score(context, positions, taken.catalog, online, NOW_S),
+            roomy.score(context, positions, taken.catalog, online, NOW_S),
+        )
+    assert len(tight._contexts) == 1 and len(roomy._contexts) == 2
+
+
+def test_the_scorer_is_made_anew_for_another_model_new_propositions_and_with_time(spec, taken, booster):
+    model, current = Trees(spec, booster, None), CurrentScorer(max_age_s=5.0, max_bytes=1)
+    first = current.get(model, taken, NOW_S)
+
+    assert current.get(model, taken, NOW_S + 5.0) is first
+    assert current.get(model, taken, NOW_S + 5.1) is not first
+    again = current.get(model, taken, NOW_S + 5.1)
+    assert current.get(model, snapshot(proposition("x")), NOW_S + 5.1) is not again
+    assert current.get(Trees(spec, booster, None), taken, NOW_S + 5.1) is not again
+    assert current.get(model, taken, NOW_S - 60.0).as_of_s == NOW_S - 60.0  # the clock was set back
+
+
+def test_another_database_has_other_positions(spec, taken, booster):
+    current, model = CurrentScorer(max_age_s=5.0, max_bytes=1), Trees(spec, booster, None)
+    first = current.get(model, taken, NOW_S)
+
+    foreign = replace(taken, version=replace(taken.version, generation="another"))
+
+    assert current.get(model, foreign, NOW_S) is not first
+
+
+def test_a_renewed_scorer_knows_the_news_and_what_was_asked_for_lately(spec, taken, booster):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    model, current = Trees(spec, booster, forest), CurrentScorer(max_age_s=5.0, max_bytes=1 << 20)
+    online = OnlineFeatures(READER.read({}, 2, NOON), ())
+    old = current.get(model, taken, NOW_S)
+    old.score(HERE, np.array([1, 2]), taken.catalog, online, NOW_S)
+    old.score("elsewhere", np.array([3]), taken.catalog, online, NOW_S)
+    counted = taken.with_changes(SnapshotChanges(performance={"p1": counters(1_000, 900)}))
+
+    current.renew(model, counted, NOW_S + 4.0)
+
+    fresh = current.get(model, counted, NOW_S + 6.0)
+    assert fresh is not old and fresh.snapshot is counted
+    assert not len(fresh._contexts[HERE].missing(np.array([1, 2])))
+    assert not len(fresh._contexts[None].missing(np.array([3])))
+    assert fresh.score(HERE, np.array([1]), counted.catalog, online, NOW_S) != old.score(
+        HERE, np.array([1]), counted.catalog, online, NOW_S
+    )
+
+
+def test_what_was_not_asked_for_again_is_forgotten(spec, taken, booster):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    model, current = Trees(spec, booster, forest), CurrentScorer(max_age_s=5.0, max_bytes=1 << 20)
+    online = OnlineFeatures(READER.read({}, 2, NOON), ())
+    current.get(model, taken, NOW_S).score(HERE, np.array([1, 2]), taken.catalog, online, NOW_S)
+
+    for n in range(1, MAX_IDLE_RENEWALS + 2):
+        current.renew(model, taken, NOW_S + n)
+        current.get(model, taken, NOW_S + n).score(HERE, np.array([2]), taken.catalog, online, NOW_S)
+
+    parts = current.get(model, taken, NOW_S + MAX_IDLE_RENEWALS + 1)._contexts[HERE]
+    assert parts.missing(np.array([1, 2])).tolist() == [1]

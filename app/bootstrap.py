@@ -61,6 +61,7 @@ log = logging.getLogger(__name__)
 
 FEAST_PROJECT = "propositions"
 DECISION_FLUSH_S = 0.5
+SLATES_FLUSH_S = 0.02
 SCHEMA_INTERVAL_S = 5.0
 # Of the time that candidates' features may be old: early enough to be done before it is over.
 SCORER_RENEWAL = 0.8
@@ -226,7 +227,7 @@ def build_api(
     slates: RedisSlateStore | None = None
     if settings.suggest_cache_ttl_s > 0:
         slates = RedisSlateStore(open_wire(online_store), settings.suggest_cache_ttl)
-        by_model = CachedRanker(
+        by_model = cached = CachedRanker(
             by_model,
             slates,
             lambda: model.current,
@@ -264,15 +265,15 @@ def build_api(
 
     for warm_up in (snapshot.refresh, model.refresh, online_probe.refresh):
         warm_up()
-    background = Background(
-        {
-            snapshot.refresh: settings.snapshot_refresh_s,
-            model.refresh: settings.snapshot_refresh_s,
-            online_probe.refresh: settings.snapshot_refresh_s,
-            decisions.flush: DECISION_FLUSH_S,
-            renew_scorer: SCORER_RENEWAL * settings.candidate_features_max_age_s,
-        }
-    )
+    repeated = {
+        snapshot.refresh: settings.snapshot_refresh_s,
+        model.refresh: settings.snapshot_refresh_s,
+        online_probe.refresh: settings.snapshot_refresh_s,
+        decisions.flush: DECISION_FLUSH_S,
+        renew_scorer: SCORER_RENEWAL * settings.candidate_features_max_age_s,
+    }
+    if slates is not None:
+        repeated[cached.flush] = SLATES_FLUSH_S
     services = ApiServices(
         suggest=Suggest(ranker, on_decision),
         record_events=RecordEvents(
@@ -283,7 +284,7 @@ def build_api(
         check_health=check,
         flush_decisions=decisions.flush,
     )
-    return services, background, registry
+    return services, Background(repeated), registry
 
 
 def web() -> Flask:

@@ -148,7 +148,8 @@ class Settings(BaseSettings):
     candidate_features_max_age_s: float = Field(
         5.0,
         gt=0,
-        description="Seconds for which the decayed counters of candidates count as they were, if nothing changes.",
+        description="Seconds for which the counters of candidates count as they were; six times as long while no "
+        "event changes them and they only decay.",
     )
     scorer_memory_mb: int = Field(
         256, ge=1, description="Memory per worker for what scoring knows of candidates in each context."

@@ -16,6 +16,7 @@ _KEY_PREFIX = b"propositions:suggestions:"
 _EPOCH = b"epoch"
 # Longer than a slate is kept, so that an epoch outlives the slates and the rankings that it outdates.
 _GRACE = timedelta(minutes=1)
+MOST_WAITING = 5_000
 
 
 class RedisSlateStore:
@@ -24,6 +25,7 @@ class RedisSlateStore:
     def __init__(self, wire: RedisWire | ClusterWire, ttl: timedelta) -> None:
         self._wire = wire
         self._expiry_ms = b"%d" % int((ttl + _GRACE).total_seconds() * 1_000)
+        self._waiting: list[bytes] = []
 
     def find(self, user_id: str | None, key: str, timeout_s: float) -> Kept:
         packed = hiredis.pack_command((b"HMGET", _redis_key(user_id), _EPOCH, key.encode()))
@@ -37,11 +39,17 @@ class RedisSlateStore:
         except (ValueError, TypeError, KeyError) as error:
             raise StoreUnavailable(f"Redis holds something else than slates: {error}") from error
 
-    def keep(self, user_id: str | None, key: str, epoch: int, slate: Slate, timeout_s: float) -> None:
-        redis_key = _redis_key(user_id)
-        content = orjson.dumps([epoch, _record(slate)])
-        packed = hiredis.pack_command((b"HSET", redis_key, key.encode(), content)) + self._expire(redis_key)
-        self._wire.ask(packed, 2, timeout_s)
+    def keep(self, user_id: str | None, key: str, epoch: int, slate: Slate) -> None:
+        if len(self._waiting) < MOST_WAITING:
+            redis_key = _redis_key(user_id)
+            content = orjson.dumps([epoch, _record(slate)])
+            packed = hiredis.pack_command((b"HSET", redis_key, key.encode(), content))
+            self._waiting.append(packed + self._expire(redis_key))
+
+    def flush(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        if waiting:
+            self._wire.ask(b"".join(waiting), 2 * len(waiting))
 
     def forget(self, user_ids: Collection[str]) -> None:
         packed = b"".join(

@@ -70,8 +70,15 @@ class SlateStore(Protocol):
     def find(self, user_id: str | None, key: str, timeout_s: float) -> Kept:
         """Raises StoreUnavailable when it does not answer in time."""
 
-    def keep(self, user_id: str | None, key: str, epoch: int, slate: Slate, timeout_s: float) -> None:
-        """Raises StoreUnavailable when it does not answer in time."""
+    def keep(self, user_id: str | None, key: str, epoch: int, slate: Slate) -> None:
+        """Has a slate stored with the next `flush`; drops it if too many wait."""
+
+    def flush(self) -> None:
+        """Stores what waits. What cannot be stored now is dropped.
+
+        Raises:
+            StoreUnavailable: it does not answer.
+        """
 
     def forget(self, user_ids: Collection[str]) -> None:
         """Makes all kept slates of these users outdated, also those that are being ranked.

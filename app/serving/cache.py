@@ -111,15 +111,15 @@ class CachedRanker:
             flight.is_done.set()
             if self._flights.get(name) is flight:
                 del self._flights[name]
-        self._keep(request, key, epoch, slate, budget)
+        self._store.keep(request.user_id, key, epoch, slate)
         return slate
 
-    def _keep(self, request: SuggestRequest, key: str, epoch: int, slate: Slate, budget: TimeBudget) -> None:
+    def flush(self) -> None:
+        """Stores the slates that were ranked since the last time, off the requests' path."""
         try:
-            self._store.keep(request.user_id, key, epoch, slate, budget.remaining_s)
+            self._store.flush()
         except StoreUnavailable as error:
-            log.debug("a slate is not kept: %s", error)
-        budget.finish("cache")
+            log.debug("slates are not kept: %s", error)
 
 
 def slate_key(request: SuggestRequest, model_version: str, snapshot: Snapshot) -> str:

@@ -28,6 +28,8 @@ OF_CATEGORY = (EntityName.USER_CATEGORY,)
 OF_CANDIDATE = (EntityName.PROPOSITION, EntityName.CONTEXT_PROPOSITION)
 
 
+# While no event changes a candidate's counters they only decay, and may lag behind this many times as long.
+QUIET_FACTOR = 6
 # A candidate that was not asked for during as many renewals is not prepared any more.
 MAX_IDLE_RENEWALS = 10
 
@@ -107,12 +109,21 @@ class Scorer:
         )
         self._max_bytes = max_bytes
         self._contexts: OrderedDict[str | None, _ContextParts] = OrderedDict()
+        self.was_asked = False
 
     def fits(self, snapshot: Snapshot) -> bool:
         """True if positions mean the same there as here."""
         ours = self.snapshot
         is_known = len(snapshot.catalog) == len(ours.catalog)
         return is_known and snapshot.version.generation == ours.version.generation
+
+    def has_counters_of(self, snapshot: Snapshot) -> bool:
+        """True if no counter has changed there since."""
+        ours = self.snapshot
+        return (
+            ours.performance.counts is snapshot.performance.counts
+            and ours.contexts.counters.counts is snapshot.contexts.counters.counts
+        )
 
     def score(
         self,
@@ -123,6 +134,7 @@ class Scorer:
         now_s: float,
     ) -> np.ndarray:
         """Scores, float (n,), of the candidates at `positions` with the rows read for the request."""
+        self.was_asked = True
         request_block, rates = self._request_block(online.rows, now_s)
         category_block, row_of_category = self._category_block(catalog, online, rates, now_s)
         return self._scoring.score(
@@ -275,7 +287,7 @@ def candidate_rows(
 class CurrentScorer:
     """The scorer of the current model and catalog, whose candidates' features are at most `max_age_s` old.
 
-    `renew`, called more often than that beside the requests, keeps the requests from computing what the ones
+    Where no counter has changed, features only decay, and are renewed less often. `renew`, called more often than that beside the requests, keeps the requests from computing what the ones
     before them have asked for.
     """
 
@@ -293,7 +305,7 @@ class CurrentScorer:
             scorer is None
             or scorer.model is not model
             or not scorer.fits(snapshot)
-            or not 0 <= now_s - scorer.as_of_s <= self._max_age_s
+            or not 0 <= now_s - scorer.as_of_s <= self._age_limit_s(scorer, snapshot)
         ):
             scorer = self._scorer = Scorer(model, snapshot, now_s, self._max_bytes)
         return scorer
@@ -301,8 +313,13 @@ class CurrentScorer:
     def renew(self, model: Model | None, snapshot: Snapshot, now_s: float) -> None:
         """Replaces the scorer by a fresh one that knows what the old one was asked for."""
         old = self._scorer
-        if old is None or model is None or not old.fits(snapshot):
+        if old is None or model is None or not old.was_asked or not old.fits(snapshot):
+            return
+        if old.model is model and now_s - old.as_of_s < self._age_limit_s(old, snapshot) / 2:
             return
         fresh = Scorer(model, snapshot, now_s, self._max_bytes)
         fresh.prepare_as(old)
         self._scorer = fresh
+
+    def _age_limit_s(self, scorer: Scorer, snapshot: Snapshot) -> float:
+        return self._max_age_s * (QUIET_FACTOR if scorer.has_counters_of(snapshot) else 1)

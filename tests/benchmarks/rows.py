@@ -15,7 +15,7 @@ from tests.benchmarks.open_loop import Outcome
 from tests.benchmarks.service import Memory, gunicorn_command, start_together
 from tests.benchmarks.traffic import SEPARATOR, clicks, uniform_suggestions, write_requests, zipf_suggestions
 
-CACHE_TTL_S = 10
+CACHE_TTL_S = 30
 LOADS = (0.5, 0.8)
 
 FLASK, SERVING, SERVING_MANY = "flask", "serving", "serving_300_trees"

@@ -37,10 +37,24 @@ def store(request):
     return RedisSlateStore(open_wire(connect_redis(settings.redis_address, 1_000)), timedelta(seconds=10))
 
 
+def keep(store, user_id, key, epoch):
+    store.keep(user_id, key, epoch, SLATE)
+    store.flush()
+
+
+def test_a_slate_is_stored_off_the_path_of_its_request(store):
+    store.keep("u", "k", 0, SLATE)
+    assert store.find("u", "k", 1.0).slate is None
+
+    store.flush()
+
+    assert store.find("u", "k", 1.0).slate is not None
+
+
 def test_what_was_kept_is_found_whole(store):
     assert store.find("u", "k", 1.0).slate is None
 
-    store.keep("u", "k", 0, SLATE, 1.0)
+    keep(store, "u", "k", 0)
 
     found = store.find("u", "k", 1.0)
     assert replace(found.slate, is_cached=False) == SLATE
@@ -49,20 +63,20 @@ def test_what_was_kept_is_found_whole(store):
 
 @pytest.mark.parametrize(("user_id", "key"), [("v", "k"), (None, "k"), ("u", "l")])
 def test_users_and_keys_are_kept_apart(store, user_id, key):
-    store.keep("u", "k", 0, SLATE, 1.0)
+    keep(store, "u", "k", 0)
 
     assert store.find(user_id, key, 1.0).slate is None
 
 
 def test_slates_of_requests_without_a_user_are_kept(store):
-    store.keep(None, "k", 0, SLATE, 1.0)
+    keep(store, None, "k", 0)
 
     assert store.find(None, "k", 1.0).slate is not None
 
 
 def test_forgetting_a_user_outdates_all_that_was_kept_for_them_and_nobody_else(store):
     for user_id, key in (("u", "k"), ("u", "l"), ("v", "k")):
-        store.keep(user_id, key, 0, SLATE, 1.0)
+        keep(store, user_id, key, 0)
 
     store.forget(["u", "w"])
 
@@ -74,7 +88,7 @@ def test_a_slate_that_was_being_ranked_when_its_user_was_forgotten_is_outdated_w
     epoch = store.find("u", "k", 1.0).epoch
 
     store.forget(["u"])
-    store.keep("u", "k", epoch, SLATE, 1.0)
+    keep(store, "u", "k", epoch)
 
     assert store.find("u", "k", 1.0).is_outdated
 
@@ -82,7 +96,7 @@ def test_a_slate_that_was_being_ranked_when_its_user_was_forgotten_is_outdated_w
 def test_after_an_event_slates_can_be_kept_again(store):
     store.forget(["u"])
 
-    store.keep("u", "k", store.find("u", "k", 1.0).epoch, SLATE, 1.0)
+    keep(store, "u", "k", store.find("u", "k", 1.0).epoch)
 
     assert not store.find("u", "k", 1.0).is_outdated
 
@@ -91,7 +105,7 @@ def test_nothing_stays_in_redis_for_ever(settings):
     client = connect_redis(settings.redis_address, 1_000)
     store = RedisSlateStore(open_wire(client), timedelta(seconds=10))
 
-    store.keep("u", "k", 0, SLATE, 1.0)
+    keep(store, "u", "k", 0)
     store.forget(["v"])
 
     assert {client.ttl(key) for key in client.scan_iter("propositions:suggestions:*")} <= {69, 70}
@@ -101,7 +115,7 @@ def test_nothing_stays_in_redis_for_ever(settings):
 def test_garbage_in_redis_is_no_slate(settings, garbage):
     client = connect_redis(settings.redis_address, 1_000)
     store = RedisSlateStore(open_wire(client), timedelta(seconds=10))
-    store.keep("u", "k", 0, SLATE, 1.0)
+    keep(store, "u", "k", 0)
     (key,) = client.scan_iter("propositions:suggestions:*")
     client.hset(key, "k", garbage)
 

@@ -22,7 +22,7 @@ class FakeSlateStore:
     """In memory; the same contract as the one in Redis."""
 
     def __init__(self):
-        self.slates, self.epochs, self.is_down = {}, {}, False
+        self.slates, self.epochs, self.waiting, self.is_down = {}, {}, [], False
 
     def find(self, user_id, key, timeout_s):
         self._answer()
@@ -30,9 +30,13 @@ class FakeSlateStore:
         ranked_epoch, slate = self.slates.get((user_id, key), (epoch, None))
         return Kept(epoch, slate, is_outdated=ranked_epoch != epoch)
 
-    def keep(self, user_id, key, epoch, slate, timeout_s):
+    def keep(self, user_id, key, epoch, slate):
+        self.waiting.append(((user_id, key), (epoch, slate)))
+
+    def flush(self):
+        waiting, self.waiting = self.waiting, []
         self._answer()
-        self.slates[user_id, key] = epoch, slate
+        self.slates.update(waiting)
 
     def forget(self, user_ids):
         self._answer()
@@ -75,7 +79,9 @@ class World:
         )
 
     def ask(self, now=NOON, **fields):
-        return self.cached.rank(request(**fields), f"r{self.ranker.count}-{now}", now, plenty())
+        slate = self.cached.rank(request(**fields), f"r{self.ranker.count}-{now}", now, plenty())
+        self.cached.flush()
+        return slate
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from app.features.rows import rows_from_records
 from app.features.schema import EntityName
 from app.features.snapshot import SnapshotChanges
 from app.serving.online import OnlineFeatures, read_online
-from app.serving.scoring import MAX_IDLE_RENEWALS, CurrentScorer, Scorer, candidate_rows
+from app.serving.scoring import MAX_IDLE_RENEWALS, QUIET_FACTOR, CurrentScorer, Scorer, candidate_rows
 from tests.builders import NOON, proposition, request
 from tests.unit.test_ranking import FakeReader, counters, snapshot
 
@@ -136,11 +136,15 @@ def test_the_scorer_is_made_anew_for_another_model_new_propositions_and_with_tim
     model, current = Trees(spec, booster, None), CurrentScorer(max_age_s=5.0, max_bytes=1)
     first = current.get(model, taken, NOW_S)
 
-    assert current.get(model, taken, NOW_S + 5.0) is first
-    assert current.get(model, taken, NOW_S + 5.1) is not first
-    again = current.get(model, taken, NOW_S + 5.1)
+    assert current.get(model, taken, NOW_S + 5.0 * QUIET_FACTOR) is first
+    assert current.get(model, taken, NOW_S + 5.1 * QUIET_FACTOR) is not first
+    again = current.get(model, taken, NOW_S)
+    counted = taken.with_changes(SnapshotChanges(performance={"p1": counters(1_000, 900)}))
+    assert current.get(model, counted, NOW_S + 5.0) is again
+    assert current.get(model, counted, NOW_S + 5.1) is not again
     assert current.get(model, snapshot(proposition("x")), NOW_S + 5.1) is not again
-    assert current.get(Trees(spec, booster, None), taken, NOW_S + 5.1) is not again
+    again = current.get(model, taken, NOW_S)
+    assert current.get(Trees(spec, booster, None), taken, NOW_S) is not again
     assert current.get(model, taken, NOW_S - 60.0).as_of_s == NOW_S - 60.0  # the clock was set back
 
 
@@ -180,8 +184,17 @@ def test_what_was_not_asked_for_again_is_forgotten(spec, taken, booster):
     current.get(model, taken, NOW_S).score(HERE, np.array([1, 2]), taken.catalog, online, NOW_S)
 
     for n in range(1, MAX_IDLE_RENEWALS + 2):
-        current.renew(model, taken, NOW_S + n)
-        current.get(model, taken, NOW_S + n).score(HERE, np.array([2]), taken.catalog, online, NOW_S)
+        current.renew(model, taken, NOW_S + 20 * n)
+        current.get(model, taken, NOW_S + 20 * n).score(HERE, np.array([2]), taken.catalog, online, NOW_S)
 
-    parts = current.get(model, taken, NOW_S + MAX_IDLE_RENEWALS + 1)._contexts[HERE]
+    parts = current.get(model, taken, NOW_S + 20 * (MAX_IDLE_RENEWALS + 1))._contexts[HERE]
     assert parts.missing(np.array([1, 2])).tolist() == [1]
+
+
+def test_a_scorer_that_nobody_asked_is_not_renewed(spec, taken, booster):
+    model, current = Trees(spec, booster, None), CurrentScorer(max_age_s=5.0, max_bytes=1 << 20)
+    first = current.get(model, taken, NOW_S)
+
+    current.renew(model, taken, NOW_S + 20)
+
+    assert current.get(model, taken, NOW_S + 20) is first

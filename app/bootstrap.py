@@ -46,6 +46,7 @@ from app.events.project import Projector
 from app.events.record import RecordEvents
 from app.features.catalog import Catalog
 from app.features.covisits import CovisitRules
+from app.features.ports import Model
 from app.features.snapshot import Snapshot
 from app.serving.cache import CachedRanker
 from app.serving.candidates import CandidateGenerator
@@ -197,11 +198,18 @@ def build_api(
     )
     folder = SnapshotFolder(settings.snapshot_dir)
     snapshot = LiveSnapshot(folder, settings.half_lives_s, lambda: metrics.cache_invalidated("catalog"))
+    scorer = CurrentScorer(settings.candidate_features_max_age_s, settings.scorer_memory_mb << 20)
+
+    def prepare_scorer(model: Model) -> Callable[[], None]:
+        prepared = scorer.prepared(model, snapshot.current, time.time())
+        return lambda: scorer.adopt(prepared)
+
     model = LiveModel(
         ModelStore(settings.model_dir, settings.half_lives_s),
         SchemaFile(settings.snapshot_dir),
         metrics.model_load,
         run_aside,
+        prepare_scorer,
     )
     online_probe = RedisProbe(online_store)
     decisions = DecisionQueue(
@@ -212,7 +220,6 @@ def build_api(
         return snapshot.current
 
     generator = CandidateGenerator(settings.candidate_budget)
-    scorer = CurrentScorer(settings.candidate_features_max_age_s, settings.scorer_memory_mb << 20)
 
     def renew_scorer() -> None:
         run_aside(lambda: scorer.renew(model.current, snapshot.current, time.time()))

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.domain.errors import ConfigurationError, ModelRefused, StoreUnavailable
 from app.features.ports import Model
@@ -53,7 +53,8 @@ class LiveSnapshot:
 class LiveModel:
     """The active model. A version that is refused leaves the one before in service.
 
-    `run` runs what takes long where it does not hold up requests.
+    `run` runs what takes long where it does not hold up requests. `prepare` makes everything ready for a model
+    that is about to serve, and returns what to do in the moment in which it does.
     """
 
     def __init__(
@@ -61,12 +62,14 @@ class LiveModel:
         models: ActiveModels,
         schemas: SchemaSource,
         on_load: Callable[[str], None],
-        run: Callable[[Callable[[], Model]], Model] = lambda work: work(),
+        run: Callable[[Callable], Any] = lambda work: work(),
+        prepare: Callable[[Model], Callable[[], None]] = lambda model: lambda: None,
     ) -> None:
         self._models = models
         self._schemas = schemas
         self._on_load = on_load
         self._run = run
+        self._prepare = prepare
         self._refused: str | None = None
         self.current: Model | None = None
         self.problem: str | None = "not read yet"
@@ -86,7 +89,8 @@ class LiveModel:
 
     def _load(self, version: str) -> None:
         try:
-            self.current = self._run(lambda: self._models.load(version, self._schemas.read()))
+            model = self._run(lambda: self._models.load(version, self._schemas.read()))
+            switch = self._run(lambda: self._prepare(model))
         except ModelRefused as error:
             self._refused, self.problem = version, str(error)
             self._on_load("refused")
@@ -94,6 +98,8 @@ class LiveModel:
         except (StoreUnavailable, ConfigurationError) as error:
             self.problem = str(error)
         else:
+            self.current = model
+            switch()
             self._refused, self.problem = None, None
             self._on_load("loaded")
             log.info("model %s serves", version)

@@ -313,13 +313,20 @@ class CurrentScorer:
     def renew(self, model: Model | None, snapshot: Snapshot, now_s: float) -> None:
         """Replaces the scorer by a fresh one that knows what the old one was asked for."""
         old = self._scorer
-        if old is None or model is None or not old.was_asked or not old.fits(snapshot):
+        if old is None or not old.was_asked or old.model is not model or not old.fits(snapshot):
             return
-        if old.model is model and now_s - old.as_of_s < self._age_limit_s(old, snapshot) / 2:
-            return
+        if now_s - old.as_of_s >= self._age_limit_s(old, snapshot) / 2:
+            self.adopt(self.prepared(model, snapshot, now_s))
+
+    def prepared(self, model: Model, snapshot: Snapshot, now_s: float) -> Scorer:
+        """A scorer of another model or moment, ready for what the present one was asked for; see `adopt`."""
         fresh = Scorer(model, snapshot, now_s, self._max_bytes)
-        fresh.prepare_as(old)
-        self._scorer = fresh
+        if self._scorer is not None and self._scorer.fits(snapshot):
+            fresh.prepare_as(self._scorer)
+        return fresh
+
+    def adopt(self, scorer: Scorer) -> None:
+        self._scorer = scorer
 
     def _age_limit_s(self, scorer: Scorer, snapshot: Snapshot) -> float:
         return self._max_age_s * (QUIET_FACTOR if scorer.has_counters_of(snapshot) else 1)

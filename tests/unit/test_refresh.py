@@ -107,4 +107,23 @@ def test_loading_happens_where_it_is_told_to(models):
 
     promote(models, LiveModel(models, Schemas(), lambda outcome: None, aside), "m1")
 
-    assert places == ["aside"]
+    assert places == ["aside", "aside"]  # to load it, and to get ready for it
+
+
+def test_a_model_serves_only_when_everything_is_ready_for_it(models):
+    steps = []
+
+    def prepare(model):
+        steps.append(f"prepared {model.version} while {live.current and live.current.version} serves")
+        return lambda: steps.append(f"switched to {live.current.version}")
+
+    live = LiveModel(models, Schemas(), lambda outcome: None, prepare=prepare)
+    promote(models, live, "m1")
+    promote(models, live, "m2")
+
+    assert steps == [
+        "prepared m1 while None serves",
+        "switched to m1",
+        "prepared m2 while m1 serves",
+        "switched to m2",
+    ]

@@ -198,3 +198,18 @@ def test_a_scorer_that_nobody_asked_is_not_renewed(spec, taken, booster):
     current.renew(model, taken, NOW_S + 20)
 
     assert current.get(model, taken, NOW_S + 20) is first
+
+
+def test_a_scorer_of_another_model_can_be_made_ready_beforehand(spec, taken, booster):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    old, new = Trees(spec, booster, forest), Trees(spec, booster, forest, version="m2")
+    current = CurrentScorer(max_age_s=5.0, max_bytes=1 << 20)
+    online = OnlineFeatures(READER.read({}, 2, NOON), ())
+    current.get(old, taken, NOW_S).score(HERE, np.array([1, 2]), taken.catalog, online, NOW_S)
+
+    prepared = current.prepared(new, taken, NOW_S + 1)
+    assert current.get(old, taken, NOW_S + 1).model is old
+    current.adopt(prepared)
+
+    assert current.get(new, taken, NOW_S + 1) is prepared
+    assert not len(prepared._contexts[HERE].missing(np.array([1, 2])))

@@ -32,6 +32,9 @@ OF_CANDIDATE = (EntityName.PROPOSITION, EntityName.CONTEXT_PROPOSITION)
 QUIET_FACTOR = 6
 # A candidate that was not asked for during as many renewals is not prepared any more.
 MAX_IDLE_RENEWALS = 10
+# Candidates whose parts are kept per context, half of them from renewal to renewal: large catalogs have a long tail
+# of candidates that are asked for once.
+MAX_KEPT = 20_000
 
 # Parts of rows (m, w), and for each of n candidates which of them is its, intp (n,).
 Pool = tuple[np.ndarray, np.ndarray]
@@ -145,9 +148,12 @@ class Scorer:
 
     def prepare_as(self, other: "Scorer") -> None:
         """Computes the parts of the candidates that `other` was asked for lately."""
-        for context_key, parts in list(other._contexts.items()):
-            positions, idle_renewals = parts.wanted()
-            self._with_parts(context_key, positions).set_idle(positions, idle_renewals)
+        for context_key, theirs in list(other._contexts.items()):
+            positions, idle_renewals = theirs.wanted()
+            key, parts = self._parts_of(context_key)
+            parts.add(positions, self._scoring.of_candidates(self._candidate_block(key, positions)))
+            parts.set_idle(positions, idle_renewals)
+        self._shrink()
 
     def _request_block(
         self, online: Mapping[str, OnlineRows], now_s: float
@@ -190,22 +196,25 @@ class Scorer:
         return rows_from_records(view, [None], len(self._spec.half_lives_s))
 
     def _candidates(self, context_key: str, positions: np.ndarray) -> Pool:
-        return self._with_parts(context_key, positions).pool(positions)
+        key, parts = self._parts_of(context_key)
+        missing = parts.missing(positions)
+        if not len(missing):
+            return parts.pool(positions)
+        computed = self._scoring.of_candidates(self._candidate_block(key, missing))
+        if not parts.has_room_for(len(missing)):
+            return parts.pool_with(positions, computed)
+        parts.add(missing, computed)
+        self._shrink()
+        return parts.pool(positions)
 
-    def _with_parts(self, context_key: str | None, positions: np.ndarray) -> "_ContextParts":
-        """The parts in this context, those of the candidates at `positions` among them."""
+    def _parts_of(self, context_key: str | None) -> tuple[str | None, "_ContextParts"]:
         # Contexts that nothing is known of share their parts.
         key = context_key if context_key in self.snapshot.contexts.numbers else None
         parts = self._contexts.get(key)
         if parts is None:
             parts = self._contexts[key] = _ContextParts(len(self.snapshot.catalog))
         self._contexts.move_to_end(key)
-        missing = parts.missing(positions)
-        if len(missing):
-            block = self._candidate_block(key, missing)
-            parts.add(missing, self._scoring.of_candidates(block))
-            self._shrink()
-        return parts
+        return key, parts
 
     def _shrink(self) -> None:
         while (
@@ -239,8 +248,9 @@ class _ContextParts:
     def wanted(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions that were asked for lately, and how many renewals ago, this one counted."""
         idle_renewals = self._idle_renewals[: self._count]
-        is_wanted = idle_renewals < MAX_IDLE_RENEWALS
-        return self._positions[: self._count][is_wanted], idle_renewals[is_wanted] + 1
+        lately_asked_first = idle_renewals.argsort(kind="stable")[: MAX_KEPT // 2]
+        wanted = lately_asked_first[idle_renewals[lately_asked_first] < MAX_IDLE_RENEWALS]
+        return self._positions[wanted], idle_renewals[wanted] + 1
 
     def missing(self, positions: np.ndarray) -> np.ndarray:
         return positions[self._slots[positions] < 0]
@@ -259,6 +269,9 @@ class _ContextParts:
         self._slots[positions] = np.arange(first, last)
         self._count = last
 
+    def has_room_for(self, count: int) -> bool:
+        return self._parts is None or self._count + count <= MAX_KEPT
+
     def set_idle(self, positions: np.ndarray, renewals: np.ndarray) -> None:
         self._idle_renewals[self._slots[positions]] = renewals
 
@@ -266,6 +279,17 @@ class _ContextParts:
         slots = self._slots[positions].astype(np.intp)
         self._idle_renewals[slots] = 0
         return self._parts, slots
+
+    def pool_with(self, positions: np.ndarray, computed: np.ndarray) -> Pool:
+        """A pool of these positions alone; `computed` are the parts of those that are missing here."""
+        slots = self._slots[positions]
+        is_kept = slots >= 0
+        kept = slots[is_kept]
+        self._idle_renewals[kept] = 0
+        rows = np.empty(len(positions), np.intp)
+        rows[is_kept] = np.arange(len(kept))
+        rows[~is_kept] = len(kept) + np.arange(len(computed))
+        return np.concatenate([self._parts[kept], computed]), rows
 
 
 def candidate_rows(

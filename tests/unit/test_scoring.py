@@ -15,6 +15,7 @@ from app.features.ports import OnlineRows
 from app.features.rows import rows_from_records
 from app.features.schema import EntityName
 from app.features.snapshot import SnapshotChanges
+from app.serving import scoring
 from app.serving.online import OnlineFeatures, read_online
 from app.serving.scoring import MAX_IDLE_RENEWALS, QUIET_FACTOR, CurrentScorer, Scorer, candidate_rows
 from tests.builders import NOON, proposition, request
@@ -213,3 +214,22 @@ def test_a_scorer_of_another_model_can_be_made_ready_beforehand(spec, taken, boo
 
     assert current.get(new, taken, NOW_S + 1) is prepared
     assert not len(prepared._contexts[HERE].missing(np.array([1, 2])))
+
+
+@pytest.mark.parametrize("has_forest", [True, False])
+def test_candidates_beyond_what_is_kept_are_scored_all_the_same(
+    spec, taken, booster, has_forest, monkeypatch
+):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json"))) if has_forest else None
+    online = read_online(READER, spec, taken, request(), NOON, 1.0)
+    roomy, small = (Scorer(Trees(spec, booster, forest), taken, NOW_S, 1 << 20) for _ in range(2))
+    expected = roomy.score(HERE, np.arange(30), taken.catalog, online, NOW_S)
+
+    monkeypatch.setattr(scoring, "MAX_KEPT", 4)
+    small.score(HERE, np.array([5, 2, 9]), taken.catalog, online, NOW_S)
+    scores = small.score(HERE, np.arange(30), taken.catalog, online, NOW_S)
+
+    assert np.array_equal(scores, expected)
+    assert small._contexts[HERE].missing(np.arange(30)).tolist() == [
+        n for n in range(30) if n not in (2, 5, 9)
+    ]

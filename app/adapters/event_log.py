@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 from app.adapters.database import Database
 from app.domain.context import context_key
 from app.domain.ports import Receipt
-from app.domain.types import Event
+from app.domain.types import Event, StoredIn
 
 # Holding the head until commit makes commits, and so `received_at`, one strictly ascending sequence.
 ADVANCE_HEAD = text("""
@@ -44,7 +44,7 @@ class PostgresEventLog:
 
     def append(self, events: Sequence[Event]) -> Receipt:
         if not events:
-            return Receipt((), ())
+            return Receipt((), (), StoredIn.POSTGRES)
         first_by_id: dict[str, Event] = {}
         for event in events:
             first_by_id.setdefault(event.event_id, event)
@@ -66,6 +66,7 @@ class PostgresEventLog:
         return Receipt(
             recorded_ids=tuple(i for i in first_by_id if i in new_ids),
             duplicate_ids=_all_but_first([e.event_id for e in events], new_ids),
+            stored_in=StoredIn.POSTGRES,
         )
 
 

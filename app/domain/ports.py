@@ -6,15 +6,19 @@ from datetime import datetime
 from typing import Protocol
 
 from app.domain.budget import TimeBudget
-from app.domain.types import Event, Slate, SuggestRequest
+from app.domain.types import Event, Slate, StoredIn, SuggestRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What became of recorded events: ids that are new, and ids that had been recorded before."""
+    """What became of recorded events: ids that are new, and ids that had been recorded before.
+
+    Only PostgreSQL knows all ids: elsewhere a duplicate is one that is repeated within the call.
+    """
 
     recorded_ids: tuple[str, ...]
     duplicate_ids: tuple[str, ...]
+    stored_in: StoredIn
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,6 +79,14 @@ class Event:
     value: float | None = None
 
 
+class StoredIn(StrEnum):
+    """Where an acknowledged event rests; from the others it finds its way to PostgreSQL by itself."""
+
+    POSTGRES = "postgres"
+    KAFKA = "kafka"
+    SPOOL = "spool"
+
+
 @dataclass(frozen=True, slots=True)
 class RecordedEvent:
     """An event of the log, reduced to what the feature fold needs.

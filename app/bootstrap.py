@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -29,10 +30,11 @@ from app.adapters.event_log import PostgresEventLog
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.import_loader import ImportLoader
 from app.adapters.keeper_process import KeeperProcess
+from app.adapters.model_store import ModelStore
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import RedisProbe, connect_redis
 from app.adapters.redis_wire import open_wire
-from app.adapters.schema_file import SchemaFile
+from app.adapters.schema_file import RegistrySchema, SchemaFile
 from app.adapters.snapshots import KeeperReport, SnapshotFolder, SnapshotSource
 from app.adapters.suggestion_cache import RedisSlateStore
 from app.api.factory import ApiServices, create_app
@@ -131,8 +133,6 @@ def take_snapshot(settings: Settings) -> int:
     Raises:
         StoreUnavailable: PostgreSQL does not answer, or the disk takes no files.
     """
-    from app.adapters.feature_store import RegistrySchema
-
     keeper = build_keeper(settings)
     keeper.refresh(time.time())
     if keeper.problem is not None:
@@ -153,7 +153,7 @@ def follow_news(settings: Settings, stop: threading.Event) -> None:
         keeper.refresh(began_s)
         worked_s = time.time() - began_s
         if is_first:
-            if not SchemaFile(settings.snapshot_dir).exists:
+            if SchemaFile(settings.snapshot_dir).saved() is None:
                 read_schema()  # workers wait for the first report, and need the schema to load a model
             Background({read_schema: SCHEMA_INTERVAL_S}).start()
             is_first = False
@@ -162,14 +162,10 @@ def follow_news(settings: Settings, stop: threading.Event) -> None:
 
 
 def _schema_reader(settings: Settings) -> Callable[[], None]:
-    """Brings the schema on disk up to date. Feast is imported with the first call."""
-    source = None
+    """Brings the schema on disk up to date."""
+    source = RegistrySchema(settings)
 
     def read() -> None:
-        nonlocal source
-        from app.adapters.feature_store import RegistrySchema
-
-        source = source or RegistrySchema(settings)
         try:
             source.read()
         except (StoreUnavailable, ConfigurationError) as error:
@@ -185,7 +181,7 @@ def build_api(
 
     `run_aside` runs what takes long without holding up requests.
     """
-    from app.adapters.model_store import ModelStore
+    import_module("app.adapters.xgboost_model")  # takes a second, which no promotion should
 
     registry = CollectorRegistry()
     metrics = ServingMetrics(registry)

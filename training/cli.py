@@ -70,7 +70,7 @@ def list_models() -> None:
 def promote(
     version: Annotated[str, typer.Argument(help="A version of `propositions models list`, or `latest`.")],
 ) -> None:
-    """Let a version serve. It is loaded first: a damaged or unfitting model is refused."""
+    """Let a version serve. It is checked first: a damaged or unfitting model is refused."""
     from training.registry import open_promotions
 
     console.print(f"model {open_promotions(load_settings()).promote(version)} serves")

@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import text
 
 from app.adapters.database import Database, service_database
-from app.adapters.feature_store import RegistrySchema
 from app.adapters.model_store import ModelStore
+from app.adapters.schema_file import RegistrySchema
 from app.domain.errors import ModelRefused
 from app.settings import Settings
 
@@ -40,7 +40,7 @@ class Promotions:
         self._schemas = schemas
 
     def promote(self, version: str) -> str:
-        """Makes a version (or `latest`) serve, after proving that it can be loaded; returns its name.
+        """Makes a version (or `latest`) serve, after checking its files against its manifest; returns its name.
 
         Raises:
             ModelRefused: the present model goes on serving.
@@ -50,7 +50,7 @@ class Promotions:
             if not versions:
                 raise ModelRefused("there are no models: run `propositions train`")
             version = versions[-1]
-        self._store.load(version, self._schemas.read())
+        self._store.check(version, self._schemas.read())
         self._store.activate(version)
         self._table.note_promotion(version)
         return version

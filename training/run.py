@@ -39,10 +39,10 @@ def train_model(
         NothingToTrainOn: too few labelled slates.
         StoreUnavailable: Postgres does not answer.
     """
-    store = open_feature_store(settings)
-    schema = load_schema(store)
+    feast = open_feature_store(settings)
+    schema = load_schema(feast)
     on_step("joining point-in-time features")
-    dataset = build_dataset(store, schema, len(settings.half_lives_s))
+    dataset = build_dataset(feast, schema, len(settings.half_lives_s))
     split = split_by_time(dataset)
     spec = learn_spec(schema, settings.half_lives_s, split.train.rows)
     on_step(f"fitting on {len(split.train):,} impressions in {len(split.train.slate_starts):,} slates")
@@ -70,7 +70,9 @@ def train_model(
     version = f"{now:%Y%m%dT%H%M%S}"
     manifest = _manifest(version, now, seed, spec, split, report, booster.num_boosted_rounds())
     files = {RANKER: bytes(booster.save_raw("ubj")), BASELINE: pickle.dumps(baseline)}
-    ModelStore(settings.model_dir, settings.half_lives_s).write(version, files, manifest)
+    models = ModelStore(settings.model_dir, settings.half_lives_s)
+    models.write(version, files, manifest)
+    models.load(version, schema)  # proves that it can be
     return TrainedModel(version, report, manifest)
 
 

@@ -15,7 +15,6 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from app.adapters.redis_wire import open_wire
-from app.adapters.schema_file import SchemaFile
 from app.adapters.suggestion_cache import RedisSlateStore
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.features.fold import COUNTER_VIEWS, FOLDED_VIEWS, Counters, FeatureRow
@@ -64,36 +63,6 @@ def open_online_writer(settings: Settings) -> "OnlineFeatureWriter | None":
     except ConfigurationError as error:
         log.warning("features go to Postgres only: %s", error)
         return None
-
-
-class RegistrySchema:
-    """The feature schema from Feast's registry, left on local disk for those who do not ask it."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._file = SchemaFile(settings.snapshot_dir)
-        self._store: FeatureStore | None = None
-
-    def read(self) -> FeatureSchema:
-        """As the registry has it now; as on disk while that does not answer.
-
-        Raises:
-            ConfigurationError: the feature repo was not applied.
-            StoreUnavailable: the registry does not answer, and nothing is on disk.
-        """
-        try:
-            schema = self._read_registry()
-        except StoreUnavailable:
-            return self._file.read()
-        self._file.write(schema)
-        return schema
-
-    def _read_registry(self) -> FeatureSchema:
-        if self._store is None:
-            self._store = open_feature_store(self._settings)
-        else:
-            self._store.refresh_registry()
-        return load_schema(self._store)
 
 
 def load_schema(store: FeatureStore) -> FeatureSchema:

@@ -2,43 +2,20 @@
 
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import orjson
-import xgboost
-
-from app.domain.errors import ModelRefused, UnsupportedForest
+from app.domain.errors import ModelRefused
 from app.features.assembly import MatrixSpec
-from app.features.forest import Forest
+from app.features.ports import Model
 from app.features.schema import FeatureSchema
-
-log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 RANKER = "ranker.ubj"
 _POINTER = "active.json"
-
-
-@dataclass(frozen=True)
-class XGBoostModel:
-    """Implements `Model`: a gradient-boosted ranker, single-threaded, for one process."""
-
-    version: str
-    spec: MatrixSpec
-    booster: xgboost.Booster
-    forest: Forest | None
-
-    def score(self, matrix: np.ndarray) -> np.ndarray:
-        try:
-            return self.booster.inplace_predict(matrix)
-        except (xgboost.core.XGBoostError, ValueError) as error:
-            raise ModelRefused(f"model {self.version} cannot score: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +65,19 @@ class ModelStore:
         (draft / MANIFEST).write_text(json.dumps({**manifest, "files_sha256": hashes}, indent=2))
         draft.rename(self.folder(version))
 
-    def load(self, version: str, schema: FeatureSchema) -> XGBoostModel:
+    def load(self, version: str, schema: FeatureSchema) -> Model:
         """The model of a version, ready to score rows of `schema`.
+
+        Raises:
+            ModelRefused: see `check`; or XGBoost cannot read it.
+        """
+        from app.adapters.xgboost_model import read_model  # takes a second; not needed to check or promote
+
+        spec, content = self.check(version, schema)
+        return read_model(version, spec, content)
+
+    def check(self, version: str, schema: FeatureSchema) -> tuple[MatrixSpec, bytes]:
+        """The spec and the file of a version, as they were written by the training that has loaded them.
 
         Raises:
             ModelRefused: a file is missing or changed, or the model reads other features.
@@ -109,16 +97,7 @@ class ModelStore:
                 f"model {version} reads half-lives {spec.half_lives_s}, HALF_LIVES_S is {self._half_lives_s}: "
                 "train again"
             )
-        content = self._verified(version, RANKER, hashes)
-        try:
-            booster = xgboost.Booster({"nthread": 1})
-            booster.load_model(bytearray(content))
-        except xgboost.core.XGBoostError as error:
-            raise ModelRefused(f"model {version} cannot be read by XGBoost") from error
-        if tuple(booster.feature_names or ()) != spec.columns:
-            raise ModelRefused(f"model {version} names other columns than its manifest")
-        booster.feature_names = None  # checked once; not again on every prediction
-        return XGBoostModel(version, spec, booster, _forest(version, booster))
+        return spec, self._verified(version, RANKER, hashes)
 
     def _verified(self, version: str, name: str, hashes: Mapping[str, str]) -> bytes:
         try:
@@ -167,12 +146,3 @@ class ModelStore:
             raise ModelRefused("there is no earlier model to roll back to")
         self.activate(current.previous)
         return self.active()
-
-
-def _forest(version: str, booster: xgboost.Booster) -> Forest | None:
-    """The booster's trees for evaluation part by part; None where that is not possible."""
-    try:
-        return Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
-    except UnsupportedForest as error:
-        log.warning("model %s is scored by XGBoost itself: %s", version, error)
-        return None

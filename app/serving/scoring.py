@@ -340,7 +340,9 @@ class CurrentScorer:
         if old is None or not old.was_asked or old.model is not model or not old.fits(snapshot):
             return
         if now_s - old.as_of_s >= self._age_limit_s(old, snapshot) / 2:
-            self.adopt(self.prepared(model, snapshot, now_s))
+            fresh = self.prepared(model, snapshot, now_s)
+            if self._scorer.model is model:  # and none was promoted in the meantime
+                self.adopt(fresh)
 
     def prepared(self, model: Model, snapshot: Snapshot, now_s: float) -> Scorer:
         """A scorer of another model or moment, ready for what the present one was asked for; see `adopt`."""

@@ -45,3 +45,11 @@ def test_importing_the_domain_needs_no_framework():
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
 
     assert done.stdout.strip() == "set()"
+
+
+def test_promoting_a_model_needs_neither_feast_nor_xgboost():
+    program = "import sys, training.registry; print({'feast', 'xgboost', 'pandas'} & set(sys.modules))"
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"

@@ -1,7 +1,9 @@
-"""Load on a running service, from processes of their own: closed loop with wrk, open loop with ours."""
+"""Load on a running service, from processes of their own: wrk, or our own generator where that cannot do it."""
 
 import json
+import math
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -12,7 +14,10 @@ from tests.benchmarks.stores import ROOT
 
 CLOSED_CONNECTIONS = 32
 OPEN_CONNECTIONS = 128
-_SCRIPT = Path(__file__).with_name("wrk.lua")
+# How long the answers to the last requests are waited for.
+LAST_ANSWERS_S = 2.0
+_CLOSED_LOOP = Path(__file__).with_name("closed_loop.lua")
+_OPEN_LOOP = Path(__file__).with_name("open_loop.lua")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +40,7 @@ def closed_loop(port: int, requests: Path, seconds: float, first: int = 0) -> Th
     if not has_wrk() or seconds < 1.0:
         outcome = _generate(port, requests, seconds, first, CLOSED_CONNECTIONS)
         return Throughput(outcome.answers, _not_good(outcome), outcome.answers / outcome.seconds)
-    command = [
-        "wrk",
-        "--threads=1",
-        f"--connections={CLOSED_CONNECTIONS}",
-        f"--duration={round(seconds)}s",
-        "--timeout=10s",
-        f"--script={_SCRIPT}",
-        f"http://127.0.0.1:{port}",
-        "--",
-        str(requests),
-        str(first),
-    ]
+    command = _wrk(_CLOSED_LOOP, port, seconds, CLOSED_CONNECTIONS, requests, first)
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     result = json.loads(output.partition("RESULT ")[2])
     return Throughput(result["requests"], result["errors"], result["requests"] / result["seconds"])
@@ -54,29 +48,52 @@ def closed_loop(port: int, requests: Path, seconds: float, first: int = 0) -> Th
 
 def open_loop(port: int, requests: Path, rate: float, seconds: float, first: int = 0) -> Outcome:
     """`rate` requests per second, however long the answers take."""
-    return _generate(port, requests, seconds, first, OPEN_CONNECTIONS, f"--rate={rate}")
+    process = _open_loop(port, requests, rate, seconds, first)
+    return _outcome(process.communicate()[0])
 
 
 def start_open_loop(port: int, requests: Path, rate: float, seconds: float) -> subprocess.Popen:
     """The same in the background, until `finish_open_loop` or for `seconds`."""
-    return subprocess.Popen(
-        _command(port, requests, seconds, 0, OPEN_CONNECTIONS, f"--rate={rate}"),
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    return _open_loop(port, requests, rate, seconds, first=0)
 
 
 def finish_open_loop(process: subprocess.Popen) -> Outcome:
-    process.terminate()
-    output, _ = process.communicate()
-    return Outcome(**json.loads(output))
+    process.send_signal(signal.SIGINT)
+    return _outcome(process.communicate()[0])
+
+
+def _open_loop(port: int, requests: Path, rate: float, seconds: float, first: int) -> subprocess.Popen:
+    if has_wrk() and seconds >= 1.0:
+        lasts_s = seconds + LAST_ANSWERS_S
+        command = _wrk(_OPEN_LOOP, port, lasts_s, OPEN_CONNECTIONS, requests, first, rate, seconds)
+    else:
+        command = _command(port, requests, seconds, first, OPEN_CONNECTIONS, f"--rate={rate}")
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def _outcome(output: str) -> Outcome:
+    """What a generator printed: JSON, which wrk puts behind its own report and the word RESULT."""
+    return Outcome(**json.loads(output.rpartition("RESULT ")[2]))
+
+
+def _wrk(script: Path, port: int, seconds: float, connections: int, *arguments) -> list[str]:
+    return [
+        "wrk",
+        "--threads=1",
+        f"--connections={connections}",
+        f"--duration={math.ceil(seconds)}s",
+        "--timeout=10s",
+        f"--script={script}",
+        f"http://127.0.0.1:{port}",
+        "--",
+        *map(str, arguments),
+    ]
 
 
 def _generate(port: int, requests: Path, seconds: float, first: int, connections: int, *more: str) -> Outcome:
     command = _command(port, requests, seconds, first, connections, *more)
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
-    return Outcome(**json.loads(done.stdout))
+    return _outcome(done.stdout)
 
 
 def _command(

@@ -226,7 +226,7 @@ def main() -> None:
     with open(options.requests, "rb") as file:
         requests = file.read().split(b"\0")
     generator = Generator(options.port, requests, options.first, options.connections)
-    signal.signal(signal.SIGTERM, lambda *_: generator.stop())
+    signal.signal(signal.SIGINT, lambda *_: generator.stop())
     if options.rate is None:
         outcome = generator.run_closed(options.seconds)
     else:

@@ -216,6 +216,23 @@ def test_a_scorer_of_another_model_can_be_made_ready_beforehand(spec, taken, boo
     assert not len(prepared._contexts[HERE].missing(np.array([1, 2])))
 
 
+def test_a_promotion_during_a_renewal_keeps_its_scorer(spec, taken, booster):
+    old, promoted = Trees(spec, booster, None), Trees(spec, booster, None, version="m2")
+    ready = Scorer(promoted, taken, NOW_S + 20, 1)
+
+    class PromotedWhileRenewing(CurrentScorer):
+        def prepared(self, model, snapshot, now_s):
+            self.adopt(ready)
+            return Scorer(model, snapshot, now_s, 1)
+
+    current = PromotedWhileRenewing(max_age_s=5.0, max_bytes=1)
+    current.get(old, taken, NOW_S).was_asked = True
+
+    current.renew(old, taken, NOW_S + 20)
+
+    assert current.get(promoted, taken, NOW_S + 20) is ready
+
+
 @pytest.mark.parametrize("has_forest", [True, False])
 def test_candidates_beyond_what_is_kept_are_scored_all_the_same(
     spec, taken, booster, has_forest, monkeypatch

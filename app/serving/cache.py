@@ -11,7 +11,7 @@ from hashlib import blake2b
 from app.domain.budget import TimeBudget
 from app.domain.errors import StoreUnavailable
 from app.domain.ports import Kept, Ranker, SlateStore
-from app.domain.types import Slate, SuggestRequest
+from app.domain.types import RankedProposition, Slate, SuggestRequest
 from app.features.catalog import Catalog
 from app.features.ports import Model
 from app.features.snapshot import Snapshot
@@ -150,7 +150,7 @@ def _again(slate: Slate, request_id: str, catalog: Catalog, now: datetime) -> Sl
         request_id=request_id,
         is_cached=True,
         propositions=tuple(
-            replace(ranked, details=details)
-            for ranked, details in zip(slate.propositions, catalog.details.texts(positions), strict=True)
+            RankedProposition(r.proposition_id, r.rank, r.score, r.sources, details)
+            for r, details in zip(slate.propositions, catalog.details.texts(positions), strict=True)
         ),
     )

@@ -34,6 +34,7 @@ class Plan:
     workers: int
     closed_s: float
     closed_repeats: int
+    cache_fill_s: float
     open_s: float
     requests: int
     promotions: int
@@ -51,6 +52,7 @@ FULL = Plan(
     workers=2,
     closed_s=2.0,
     closed_repeats=8,
+    cache_fill_s=30.0,
     open_s=10.0,
     requests=100_000,
     promotions=20,
@@ -67,6 +69,7 @@ QUICK = Plan(
     workers=1,
     closed_s=0.2,
     closed_repeats=2,
+    cache_fill_s=0.2,
     open_s=0.3,
     requests=2_000,
     promotions=2,

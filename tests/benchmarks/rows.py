@@ -9,7 +9,7 @@ import orjson
 
 from tests.benchmarks import bare_flask
 from tests.benchmarks.bench import MANY, Bench, Loaded
-from tests.benchmarks.load import open_loop
+from tests.benchmarks.load import closed_loop, open_loop
 from tests.benchmarks.measure import Burst, Contender, burst, problem_of, warm_up
 from tests.benchmarks.open_loop import Outcome
 from tests.benchmarks.service import Memory, gunicorn_command, start_together
@@ -52,9 +52,12 @@ def measure_rows(bench: Bench) -> dict[str, Row]:
         rows = {contender.name: Row(TITLES[contender.name]) for contender in contenders}
         for contender in contenders:
             _note(rows[contender.name], warm_up(contender, bench.plan.closed_s))
-        for contender, number in _turns(contenders, bench.plan.closed_repeats):
+        of_cache = [contender for contender in contenders if contender.name in (ZIPF, CACHED)]
+        others = [contender for contender in contenders if contender not in of_cache]
+        for contender, number in _turns(others, bench.plan.closed_repeats):
             first = number * bench.plan.requests // bench.plan.closed_repeats
             rows[contender.name].bursts.append(burst(contender, bench.plan.closed_s, first))
+        _measure_cache(bench, of_cache, rows)
         for contender in contenders:
             _summarize(rows[contender.name], contender)
         for share in LOADS:
@@ -67,7 +70,7 @@ def _start(bench: Bench, loaded: Loaded, stack: ExitStack) -> list[Contender]:
     """All contenders, each with workers of its own; idle ones cost next to nothing."""
     size, count, folder = loaded.size, bench.plan.requests, bench.folder / "requests"
     uniform = write_requests(folder / "uniform", "/suggest", uniform_suggestions(size, count))
-    zipf = write_requests(folder / "zipf", "/suggest", zipf_suggestions(size, count))
+    zipf = write_requests(folder / "zipf", "/suggest", zipf_suggestions(size, 2 * count))
     events = write_requests(folder / "events", "/log_event", clicks(size, count))
 
     serving = stack.enter_context(bench.service(loaded, SERVING))
@@ -94,6 +97,22 @@ def _start(bench: Bench, loaded: Loaded, stack: ExitStack) -> list[Contender]:
         Contender(FEAST, feast, stores, uniform, has_levels=False),
         Contender(EVENTS, serving, stores, events, has_levels=False),
     ]
+
+
+def _measure_cache(bench: Bench, contenders: Sequence[Contender], rows: dict[str, Row]) -> None:
+    """With and without the cache, turn by turn, after a time in which it has filled.
+
+    Each goes on in the mix where it was, so that nobody's requests come again before their time.
+    """
+    plan = bench.plan
+    positions = {
+        contender.name: closed_loop(contender.service.port, contender.requests, plan.cache_fill_s).requests
+        for contender in contenders
+    }
+    for contender, _ in _turns(contenders, plan.closed_repeats):
+        measured = burst(contender, plan.closed_s, positions[contender.name])
+        positions[contender.name] += measured.requests
+        rows[contender.name].bursts.append(measured)
 
 
 def _turns(contenders: Sequence[Contender], repeats: int) -> Iterator[tuple[Contender, int]]:

@@ -185,7 +185,8 @@ class Neighbours:
         """The neighbours of these positions, anchor after anchor."""
         if not len(self.anchors):
             return self.anchors
-        wanted = np.asarray(anchors)
+        # Of another type, all anchors would be converted for every search.
+        wanted = np.asarray(anchors, self.anchors.dtype)
         found = np.minimum(self.anchors.searchsorted(wanted), len(self.anchors) - 1)
         rows = self.positions[found[self.anchors[found] == wanted]].ravel()
         return rows[rows >= 0]

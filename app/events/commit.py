@@ -12,6 +12,11 @@ from app.domain.types import Event
 
 log = logging.getLogger(__name__)
 
+STUCK = "the event log takes too long"
+# As long as appends succeed in time, a busy worker's callers wait for so many times the longest of them.
+_PATIENCE = 10
+_SHORTEST_PAUSE_S = 0.001
+
 
 class GroupCommit:
     """An `EventLog` for many callers at once over one that is called by a single thread of its own.
@@ -20,8 +25,8 @@ class GroupCommit:
 
     Args:
         event_log: is given the events of all callers that wait.
-        max_wait_s: a caller that has no answer after this long gives up. Its events may become durable
-            later; a caller that goes elsewhere with them relies on `event_id` counting once.
+        max_append_s: when an append takes longer, its callers and those behind them give up. Their events
+            may become durable later; who goes elsewhere with them relies on `event_id` counting once.
         max_group_events: a group takes no further caller when it has as many.
         on_recorded: is told the events of each group that are new, before its callers are answered.
     """
@@ -29,12 +34,12 @@ class GroupCommit:
     def __init__(
         self,
         event_log: EventLog,
-        max_wait_s: float,
+        max_append_s: float,
         max_group_events: int,
         on_recorded: Callable[[Sequence[Event]], None] = lambda events: None,
     ) -> None:
         self._event_log = event_log
-        self._max_wait_s = max_wait_s
+        self._max_append_s = max_append_s
         self._max_group_events = max_group_events
         self._on_recorded = on_recorded
         self._waiting: deque[_Call] = deque()
@@ -50,18 +55,28 @@ class GroupCommit:
             StoreUnavailable: also when it takes too long, or an earlier group does.
         """
         if self._is_stuck():
-            raise StoreUnavailable("an earlier group of events is still on its way")
+            raise StoreUnavailable(STUCK)
         call = _Call(events)
         self._waiting.append(call)
         self._ensure_leader()
         self._arrival.set()
-        call.done.wait(self._max_wait_s)
-        call.is_abandoned = True
-        return call.result(self._max_wait_s)
+        last_s = time.monotonic() + _PATIENCE * self._max_append_s
+        while not call.done.wait(self._pause_s()):
+            if self._is_stuck() or time.monotonic() > last_s:
+                call.is_abandoned = True
+                break
+        return call.result()
 
     def _is_stuck(self) -> bool:
         since_s = self._appending_since_s
-        return since_s is not None and time.monotonic() - since_s > self._max_wait_s
+        return since_s is not None and time.monotonic() - since_s >= self._max_append_s
+
+    def _pause_s(self) -> float:
+        """Until the append that is under way, or one that begins now, would be stuck."""
+        since_s = self._appending_since_s
+        if since_s is None:
+            return self._max_append_s
+        return max(since_s + self._max_append_s - time.monotonic(), _SHORTEST_PAUSE_S)
 
     def _ensure_leader(self) -> None:
         if self._leader is None:
@@ -132,10 +147,10 @@ class _Call:
         self.receipt: Receipt | None = None
         self.error: Exception | None = None
 
-    def result(self, waited_s: float) -> Receipt:
+    def result(self) -> Receipt:
         if self.receipt is not None:
             return self.receipt
-        raise self.error or StoreUnavailable(f"events were not recorded within {waited_s:g} s")
+        raise self.error or StoreUnavailable(STUCK)
 
 
 def _fail(group: Sequence[_Call], error: Exception) -> None:

@@ -58,8 +58,7 @@ class SpoolDrain:
         drained = 0
         try:
             while not self._spool.is_empty() and (count := self._drain_oldest()) is not None:
-                drained += count
-            self._problem = None
+                drained, self._problem = drained + count, None
         except StoreUnavailable as error:
             if self._problem is None:
                 log.warning("spooled events wait: %s", error)

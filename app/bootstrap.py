@@ -296,9 +296,7 @@ def build_api(
     if slates is not None:
         repeated[cached.flush] = SLATES_FLUSH_S
     event_metrics = EventMetrics(registry)
-    outdate: Callable[[Sequence[Event]], None] = lambda events: None
-    if slates is not None:
-        outdate = OutdateSlates(slates, lambda count: metrics.cache_invalidated("event", count))
+    outdate = OutdateSlates(slates, lambda count: metrics.cache_invalidated("event", count))
     record_events, drain = _event_recording(settings, event_metrics, outdate, run_aside)
     repeated[drain] = DRAIN_INTERVAL_S
     services = ApiServices(
@@ -331,9 +329,7 @@ def _event_recording(
 
     spool = SpoolFolder(settings.spool_dir, settings.spool_max_bytes, on_loss)
     drain_spool = SpoolDrain(spool, primary, DRAIN_BATCH_EVENTS, on_recorded, run_aside)
-    guarded = GuardedEventLog(
-        primary, timeout_s, BREAKER_FAILURES, BREAKER_OPEN_S, metrics.breaker_changed
-    )
+    guarded = GuardedEventLog(primary, timeout_s, BREAKER_FAILURES, BREAKER_OPEN_S, metrics.breaker_changed)
 
     def drain() -> None:
         metrics.spool_drained(drain_spool.run())

@@ -33,15 +33,18 @@ class RecordEvents:
 
 
 class OutdateSlates:
-    """Makes kept slates of the users of new events outdated; `on_outdated` is told of how many users."""
+    """Makes kept slates of the users of new events outdated; `on_outdated` is told of how many users.
 
-    def __init__(self, slates: SlateStore, on_outdated: Callable[[int], None]) -> None:
+    Without `slates` none are kept.
+    """
+
+    def __init__(self, slates: SlateStore | None, on_outdated: Callable[[int], None]) -> None:
         self._slates = slates
         self._on_outdated = on_outdated
 
     def __call__(self, events: Sequence[Event]) -> None:
         user_ids = {event.user_id for event in events if event.user_id is not None}
-        if not user_ids:
+        if self._slates is None or not user_ids:
             return
         try:
             self._slates.forget(user_ids)

@@ -11,6 +11,8 @@ from tests.benchmarks.open_loop import Outcome
 from tests.benchmarks.stores import ROOT
 
 CLOSED_CONNECTIONS = 32
+# Enough that requests share commits.
+MANY_CONNECTIONS = 128
 OPEN_CONNECTIONS = 128
 _SCRIPT = Path(__file__).with_name("wrk.lua")
 
@@ -26,19 +28,21 @@ def has_wrk() -> bool:
     return shutil.which("wrk") is not None
 
 
-def closed_loop(port: int, requests: Path, seconds: float, first: int = 0) -> Throughput:
+def closed_loop(
+    port: int, requests: Path, seconds: float, first: int = 0, connections: int = CLOSED_CONNECTIONS
+) -> Throughput:
     """As many requests as the service answers.
 
     wrk counts in whole seconds; for less, and where it is not installed, our own generator does it, at
     a higher cost.
     """
     if not has_wrk() or seconds < 1.0:
-        outcome = _generate(port, requests, seconds, first, CLOSED_CONNECTIONS)
+        outcome = _generate(port, requests, seconds, first, connections)
         return Throughput(outcome.answers, _not_good(outcome), outcome.answers / outcome.seconds)
     command = [
         "wrk",
         "--threads=1",
-        f"--connections={CLOSED_CONNECTIONS}",
+        f"--connections={connections}",
         f"--duration={round(seconds)}s",
         "--timeout=10s",
         f"--script={_SCRIPT}",

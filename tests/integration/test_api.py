@@ -215,7 +215,10 @@ def test_a_bad_event_of_a_batch_is_rejected_with_its_reason_and_the_others_are_r
         b'{"event_type": "click", "proposition_id": "p", "context": {"page": "%s"}}' % (b"x" * 2_000_000),
         b'{"event_type": "click", "proposition_id": "p", "value": NaN}',
         b'{"event_type": "click", "proposition_id": "p", "value": -Infinity}',
-        b'{"event_type": "click", "proposition_id": "p", "context": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"event_type": "click", "proposition_id": "p", "context": '
+        + b"[" * 100_000
+        + b"]" * 100_000
+        + b"}",
         b'{"event_type": "click", "proposition_id": "p", "timestamp": "2026-05-17T09:30:00 Europe/Berlin"}',
         b'{"event_type": "click", "proposition_id": "p", "timestamp": "3000-01-01T00:00:00Z"}',
         b'{"event_type": "click", "proposition_id": "\\ud800"}',

@@ -50,7 +50,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def ids(settings) -> list[str]:
-    return [event_id for (event_id,) in query(settings, "SELECT event_id FROM events ORDER BY received_at, seq")]
+    return [
+        event_id for (event_id,) in query(settings, "SELECT event_id FROM events ORDER BY received_at, seq")
+    ]
 
 
 def test_while_postgres_is_frozen_events_go_to_the_spool_and_from_there_to_postgres_once(

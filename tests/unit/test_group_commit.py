@@ -82,7 +82,10 @@ def test_of_callers_with_the_same_id_it_is_new_to_the_first(log, callers):
     futures = together(commit, log, callers, ["a", "a"], ["first", "a", "b"])
 
     receipts = [future.result(LONG_S) for future in futures]
-    assert [(r.recorded_ids, r.duplicate_ids) for r in receipts] == [(("a",), ("a",)), (("b",), ("first", "a"))]
+    assert [(r.recorded_ids, r.duplicate_ids) for r in receipts] == [
+        (("a",), ("a",)),
+        (("b",), ("first", "a")),
+    ]
 
 
 def test_a_group_is_bounded_but_takes_a_large_caller_whole(log, callers):

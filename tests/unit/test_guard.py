@@ -42,7 +42,9 @@ def test_after_some_outages_in_a_row_the_log_is_left_alone():
 
 
 @pytest.mark.parametrize(
-    ("probe", "state"), [(RECEIPT, "closed"), (StoreUnavailable("down"), "opened")], ids=["back", "still down"]
+    ("probe", "state"),
+    [(RECEIPT, "closed"), (StoreUnavailable("down"), "opened")],
+    ids=["back", "still down"],
 )
 def test_when_its_time_is_up_a_probe_decides(probe, state):
     log = ScriptedLog(StoreUnavailable("down"), probe)

@@ -7,7 +7,9 @@ from app.events.splitting import MAX_SPLIT_BYTES, split_events
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-9, 9) | st.text(alphabet='ab\\"{}[],:é\n'),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(alphabet='a\\"{,'), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(alphabet='a\\"{,'), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 

@@ -88,7 +88,7 @@ class EventReader:
         return Submission([self._event(item, now) for item in raw], is_batch=True)
 
     def _read_one_by_one(self, body: bytes, now: datetime, error: orjson.JSONDecodeError) -> Submission:
-        texts = split_events(body)
+        texts = split_events(body, self.max_batch_events)
         if texts is None:
             raise NotJson(str(error)) from error
         self._check_count(texts)

@@ -17,13 +17,13 @@ _OPEN, _CLOSE = ord("{"), ord("}")
 _EVENT_DEPTH = 2
 
 
-def split_events(body: bytes) -> list[bytes] | None:
+def split_events(body: bytes, max_cuts: int) -> list[bytes] | None:
     """The texts between the commas of `{"events": [...]}`; None if the body has not this form or is too long.
 
     Only brackets and quotes are looked at, without recursion and in linear time, whatever the body holds.
-    Spaces around a text are part of it.
+    Spaces around a text are part of it. After `max_cuts` cuts the last text is all that is left.
 
-    >>> split_events(b'{"events": [{"value": NaN}, {"a": "],"}]}')
+    >>> split_events(b'{"events": [{"value": NaN}, {"a": "],"}]}', max_cuts=10)
     [b'{"value": NaN}', b' {"a": "],"}']
     """
     head = _HEAD.match(body)
@@ -38,7 +38,7 @@ def split_events(body: bytes) -> list[bytes] | None:
     if body[end : end + 1] != b"]" or _TAIL.fullmatch(body, end + 1) is None:
         return None
     (commas,) = np.nonzero((symbols == _COMMA) & (depths == _EVENT_DEPTH) & outside.view(bool))
-    inner = commas[(commas >= head.end()) & (commas < end)]
+    inner = commas[(commas >= head.end()) & (commas < end)][:max_cuts]
     starts, ends = [head.end(), *(inner + 1).tolist()], [*inner.tolist(), end]
     return [body[start:stop] for start, stop in zip(starts, ends, strict=True)]
 

@@ -120,17 +120,24 @@ def test_an_outage_is_told_to_every_caller_of_its_group_and_the_next_group_is_tr
 
 
 def test_a_caller_that_gave_up_is_dropped_and_nobody_joins_a_queue_that_is_stuck(log, callers):
-    commit = GroupCommit(log, 0.05, 100)
+    commit = GroupCommit(log, 0.5, 100)
+    first = callers.submit(commit.append, [event("a")])
+    assert log.began.acquire(timeout=LONG_S)
+    second = callers.submit(commit.append, [event("b")])
+    wait_until_queued(commit, 1)
 
-    for event_id in ("a", "b"):
+    for given_up in (first, second):
         with pytest.raises(StoreUnavailable, match="too long"):
-            commit.append([event(event_id)])
+            given_up.result(LONG_S)
+    with pytest.raises(StoreUnavailable, match="too long"):
+        commit.append([event("c")])
+    assert len(commit._waiting) == 1
 
     log.go.release(100)
     while commit._appending_since_s is not None:
         pass
-    assert commit.append([event("c")]).recorded_ids == ("c",)
-    assert log.groups == [["a"], ["c"]]
+    assert commit.append([event("d")]).recorded_ids == ("d",)
+    assert log.groups == [["a"], ["d"]]
 
 
 def test_new_events_are_told_of_before_their_callers_are_answered(log, callers):

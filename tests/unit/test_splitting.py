@@ -1,6 +1,6 @@
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.events.splitting import MAX_SPLIT_BYTES, split_events
@@ -15,6 +15,7 @@ JSON = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(JSON, min_size=1, max_size=6))
 def test_every_event_of_a_batch_is_found_whatever_its_texts_hold(events):
     texts = split_events(orjson.dumps({"events": events}), MANY)
@@ -22,6 +23,7 @@ def test_every_event_of_a_batch_is_found_whatever_its_texts_hold(events):
     assert [orjson.loads(text) for text in texts] == events
 
 
+@settings(deadline=None)
 @given(st.lists(JSON, min_size=1, max_size=4), st.integers(0, 3))
 def test_one_event_that_is_no_json_leaves_the_others_as_they_are(events, place):
     texts = [orjson.dumps(event) for event in events]
@@ -30,6 +32,7 @@ def test_one_event_that_is_no_json_leaves_the_others_as_they_are(events, place):
     assert split_events(b'{"events":[%s]}' % b",".join(texts), MANY) == texts
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60) | st.text(alphabet='{}[]",:\\ evnts').map(str.encode))
 def test_nothing_raises_and_what_is_found_is_part_of_the_body(body):
     texts = split_events(b'{"events": [' + body, MANY)

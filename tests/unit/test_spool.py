@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.adapters.spool import Loss, SpoolFolder
@@ -62,6 +62,7 @@ def segments(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.segment"))
 
 
+@settings(deadline=None)
 @given(st.lists(EVENTS, max_size=4))
 def test_events_come_back_as_they_were(events):
     scan = scan_records(b"".join(map(encode_record, events)))
@@ -73,6 +74,7 @@ def test_events_come_back_as_they_were(events):
 NOISE = st.binary(max_size=40) | st.sampled_from([MARKER, MARKER + bytes(8), MARKER + b"\xff" * 8])
 
 
+@settings(deadline=None)
 @given(st.lists(EVENTS, max_size=3), NOISE, st.lists(EVENTS, max_size=3), NOISE)
 def test_whatever_bytes_lie_around_them_whole_records_are_found(before, noise, after, tail):
     first = b"".join(map(encode_record, before))
@@ -84,6 +86,7 @@ def test_whatever_bytes_lie_around_them_whole_records_are_found(before, noise, a
     assert scan.end >= len(first)
 
 
+@settings(deadline=None)
 @given(st.lists(EVENTS, min_size=1, max_size=3), st.data())
 def test_of_a_write_that_was_cut_off_the_whole_records_are_left(events, data):
     records = [encode_record(event) for event in events]
@@ -96,6 +99,7 @@ def test_of_a_write_that_was_cut_off_the_whole_records_are_left(events, data):
     assert scan.end == sum(map(len, records[: len(whole)])) <= cut
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_random_bytes_are_no_events_and_raise_nothing_but_value_errors(payload):
     assert scan_records(payload).records == []
@@ -202,7 +206,8 @@ def test_a_write_that_does_not_fit_on_the_disk_leaves_no_trace(tmp_path, spool, 
     assert drained(spool) == ["e1", "e3"] and losses == []
 
 
-def test_writers_in_many_threads_and_processes_lose_nothing(tmp_path, spool):
+def test_writers_in_many_threads_and_processes_lose_nothing(tmp_path, spool, monkeypatch):
+    monkeypatch.setattr("app.adapters.spool.SEGMENT_BYTES", 1_000)  # so that they start segments, too
     program = """
 import sys
 from pathlib import Path
@@ -213,13 +218,13 @@ for number in range(50):
     spool.append([event(f"process-{number}")])
 """
     process = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda n: spool.append([event(f"thread-{n}")]), range(100)))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: spool.append([event(f"thread-{n}")]), range(400)))
     assert process.wait(60) == 0
 
     ids = drained(spool)
 
-    assert len(ids) == len(set(ids)) == 150
+    assert len(ids) == len(set(ids)) == 450
 
 
 def test_what_a_killed_writer_acknowledged_is_there(tmp_path, spool):
@@ -275,10 +280,11 @@ def test_a_forgotten_user_is_gone_and_the_others_stay(tmp_path, spool, losses):
     other = SpoolFolder(tmp_path, MANY_BYTES)
     spool.append([event("e1", user_id="ann"), event("e2", user_id="bob"), event("e3", user_id=None)])
     other.append([event("e4", user_id="ann", proposition_id="bob"), event("e5", proposition_id="ann")])
+    assert spool.depth().events == 5
 
     removed = spool.forget_user("ann")
 
-    assert removed == 2
+    assert removed == 2 and spool.depth().events == 3
     assert all(b'"user_id":"ann"' not in path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     other.append([event("e6", user_id="bob")])
     assert drained(spool) == ["e2", "e3", "e5", "e6"] and losses == []

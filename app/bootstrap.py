@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from importlib.util import find_spec
@@ -23,7 +23,7 @@ from flask import Flask
 from prometheus_client import CollectorRegistry
 
 from app.adapters import import_loader
-from app.adapters.database import batch_database, service_database, wait_cooperatively
+from app.adapters.database import batch_database, event_database, service_database, wait_cooperatively
 from app.adapters.decision_log import PostgresDecisionLog
 from app.adapters.embedded import EmbeddedServers
 from app.adapters.event_log import PostgresEventLog
@@ -36,16 +36,20 @@ from app.adapters.redis_client import RedisProbe, connect_redis
 from app.adapters.redis_wire import open_wire
 from app.adapters.schema_file import RegistrySchema, SchemaFile
 from app.adapters.snapshots import KeeperReport, SnapshotFolder, SnapshotSource
+from app.adapters.spool import Loss, SpoolFolder
 from app.adapters.suggestion_cache import RedisSlateStore
 from app.api.factory import ApiServices, create_app
 from app.api.health import DependencyStatus
 from app.api.logs import configure_logging
-from app.api.metrics import ServingMetrics
+from app.api.metrics import EventMetrics, ServingMetrics
 from app.domain.errors import ConfigurationError, StoreUnavailable
-from app.domain.ports import Ranker
-from app.domain.types import Proposition, Slate, SuggestRequest
+from app.domain.ports import EventLog, Ranker, Receipt
+from app.domain.types import Event, Proposition, Slate, SuggestRequest
+from app.events.commit import GroupCommit
+from app.events.drain import SpoolDrain
+from app.events.guard import GuardedEventLog
 from app.events.project import Projector
-from app.events.record import RecordEvents
+from app.events.record import OutdateSlates, RecordEvents
 from app.features.catalog import Catalog
 from app.features.covisits import CovisitRules
 from app.features.ports import Model
@@ -65,6 +69,16 @@ log = logging.getLogger(__name__)
 FEAST_PROJECT = "propositions"
 DECISION_FLUSH_S = 0.5
 SLATES_FLUSH_S = 0.02
+# Events that share a commit at most, unless a single request brings more.
+GROUP_EVENTS = 1_000
+# So many outages in a row keep events from PostgreSQL or Kafka for so long; then one group tries again.
+BREAKER_FAILURES = 3
+BREAKER_OPEN_S = 2.0
+# There is nowhere to go from the spool: a disk that stalls is waited for.
+SPOOL_WAIT_S = 2.0
+DRAIN_INTERVAL_S = 0.5
+# Live events wait for a batch's commit: at some 50 us per event that is a small part of their timeout.
+DRAIN_BATCH_EVENTS = 250
 SCHEMA_INTERVAL_S = 5.0
 # Of the time that candidates' features may be old: early enough to be done before it is over.
 SCORER_RENEWAL = 0.8
@@ -277,17 +291,62 @@ def build_api(
     }
     if slates is not None:
         repeated[cached.flush] = SLATES_FLUSH_S
+    event_metrics = EventMetrics(registry)
+    outdate = OutdateSlates(slates, lambda count: metrics.cache_invalidated("event", count))
+    record_events, drain = _event_recording(settings, event_metrics, outdate, run_aside)
+    repeated[drain] = DRAIN_INTERVAL_S
     services = ApiServices(
         suggest=Suggest(ranker, on_decision),
-        record_events=RecordEvents(
-            PostgresEventLog(database, settings.context_fields),
-            slates,
-            lambda count: metrics.cache_invalidated("event", count),
-        ),
+        record_events=record_events,
+        count_events=event_metrics.events,
         check_health=check,
         flush_decisions=decisions.flush,
     )
     return services, Background(repeated), registry
+
+
+def _primary_event_log(settings: Settings) -> EventLog:
+    return PostgresEventLog(event_database(settings), settings.context_fields)
+
+
+def _event_recording(
+    settings: Settings,
+    metrics: EventMetrics,
+    on_recorded: Callable[[Sequence[Event]], None],
+    run_aside: Callable[[Callable], Any],
+) -> tuple[RecordEvents, Callable[[], None]]:
+    """What makes events durable, and what brings those in the spool to where they belong."""
+    primary = _primary_event_log(settings)
+    timeout_s = settings.event_primary_timeout_ms / 1_000
+
+    def on_loss(kind: Loss, byte_count: int) -> None:
+        log.error("%d bytes of the spool are %s", byte_count, kind)
+        metrics.spool_unreadable(kind, byte_count)
+
+    spool = SpoolFolder(settings.spool_dir, settings.spool_max_bytes, on_loss)
+    drain_spool = SpoolDrain(spool, primary, DRAIN_BATCH_EVENTS, on_recorded, run_aside)
+    guarded = GuardedEventLog(primary, timeout_s, BREAKER_FAILURES, BREAKER_OPEN_S, metrics.breaker_changed)
+
+    def drain() -> None:
+        metrics.spool_drained(drain_spool.run())
+        depth = run_aside(spool.depth)
+        metrics.spool_holds(depth.bytes, depth.events)
+
+    return RecordEvents(
+        GroupCommit(guarded, timeout_s, GROUP_EVENTS, on_recorded),
+        GroupCommit(_Aside(spool, run_aside), SPOOL_WAIT_S, GROUP_EVENTS, on_recorded),
+    ), drain
+
+
+class _Aside:
+    """An event log whose work does not hold up requests."""
+
+    def __init__(self, event_log: EventLog, run_aside: Callable[[Callable], Any]) -> None:
+        self._event_log = event_log
+        self._run_aside = run_aside
+
+    def append(self, events: Sequence[Event]) -> Receipt:
+        return self._run_aside(lambda: self._event_log.append(events))
 
 
 def web() -> Flask:

@@ -122,7 +122,7 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=1, le=65_535, description="Port that the service listens on.")
     web_workers: int = Field(2, ge=1, le=64, description="gunicorn worker processes.")
     web_connections: int = Field(1_000, ge=1, description="Concurrent connections per worker.")
-    max_body_bytes: int = Field(1_048_576, ge=1_024, description="Largest request body in bytes.")
+    max_body_bytes: int = Field(4_194_304, ge=1_024, description="Largest request body in bytes.")
     max_batch_events: int = Field(1_000, ge=1, le=100_000, description="Most events in one request.")
     max_limit: int = Field(100, ge=1, le=1_000, description="Longest slate that a request may ask for.")
     retry_after_s: int = Field(5, ge=1, description="Seconds named in `Retry-After` when a store is down.")
@@ -177,6 +177,19 @@ class Settings(BaseSettings):
         '{"proposition_id", "title", "category"}.',
     )
 
+    event_primary_timeout_ms: int = Field(
+        100,
+        ge=1,
+        le=60_000,
+        description="Milliseconds that an event waits for PostgreSQL (or Kafka) before it goes to the spool on local "
+        "disk.",
+    )
+    spool_max_bytes: int = Field(
+        268_435_456,
+        ge=4_096,
+        description="Bytes of events that may wait on local disk while PostgreSQL (or Kafka) is down; beyond, events "
+        "are refused for now.",
+    )
     snapshot_refresh_s: float = Field(
         1.0,
         gt=0,
@@ -244,6 +257,10 @@ class Settings(BaseSettings):
     @property
     def snapshot_dir(self) -> Path:
         return self.data_dir / "snapshot"
+
+    @property
+    def spool_dir(self) -> Path:
+        return self.data_dir / "spool"
 
     @property
     def metrics_dir(self) -> Path:

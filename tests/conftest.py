@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import psutil
 import psycopg2
 import pytest
 import redis
@@ -28,14 +30,57 @@ TEMPLATE = "template_propositions"
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory) -> Iterator[dict[str, str]]:
+def embedded(tmp_path_factory) -> Iterator[EmbeddedServers]:
+    """The running servers."""
+    servers = EmbeddedServers(tmp_path_factory.mktemp("servers"))
+    with servers.running():
+        _forgo_durability(servers.addresses()["database_url"])
+        yield servers
+
+
+@pytest.fixture(scope="session")
+def servers(embedded) -> dict[str, str]:
     """Addresses of the running servers, by setting name."""
-    folder = tmp_path_factory.mktemp("servers")
-    embedded = EmbeddedServers(folder)
-    with embedded.running():
-        addresses = embedded.addresses()
-        _forgo_durability(addresses["database_url"])
-        yield addresses
+    return embedded.addresses()
+
+
+@pytest.fixture
+def postgres(embedded) -> Iterator["PostgresServer"]:
+    """The PostgreSQL of all tests, to be frozen or killed; it runs again afterwards."""
+    server = PostgresServer(embedded)
+    yield server
+    server.start()
+
+
+class PostgresServer:
+    def __init__(self, servers: EmbeddedServers) -> None:
+        self._servers = servers
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It accepts connections and never replies."""
+        processes = [self._process(), *self._process().children()]
+        for process in processes:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
+
+    def kill(self) -> None:
+        """All of it: a backend that survives its parent would go on for a moment."""
+        family = [self._process(), *self._process().children()]
+        for process in family:
+            process.kill()
+        psutil.wait_procs(family, timeout=30)
+
+    def start(self) -> None:
+        self._servers.up(die_with_parent=True)
+
+    def _process(self) -> psutil.Process:
+        (status,) = [status for status in self._servers.status() if status.name == "postgres"]
+        return psutil.Process(status.pid)
 
 
 def _forgo_durability(database_url: str) -> None:

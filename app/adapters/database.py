@@ -30,15 +30,24 @@ class Database:
         url: postgresql://user:password@host:port/name, with libpq's query parameters.
         pool_size: most connections at once; further callers wait for `connect_timeout_s`.
         statement_timeout_ms: the server cancels longer statements.
+        is_probed: a connection is asked for a sign of life before it is used, at the cost of a round trip.
+            Without, the first use after a restart of PostgreSQL is an outage.
     """
 
-    def __init__(self, url: str, pool_size: int, connect_timeout_s: int, statement_timeout_ms: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        pool_size: int,
+        connect_timeout_s: int,
+        statement_timeout_ms: int,
+        is_probed: bool = True,
+    ) -> None:
         self._engine: Engine = create_engine(
             make_url(url.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql+psycopg2"),
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=connect_timeout_s,
-            pool_pre_ping=True,
+            pool_pre_ping=is_probed,
             connect_args={
                 "connect_timeout": connect_timeout_s,
                 "options": f"-c statement_timeout={statement_timeout_ms} -c timezone=UTC",
@@ -101,17 +110,23 @@ def service_database(settings: Settings) -> Database:
     return _database(settings, settings.database_timeout_ms)
 
 
+def event_database(settings: Settings) -> Database:
+    """For the event log, which has a place to go to while PostgreSQL is down."""
+    return _database(settings, settings.database_timeout_ms, is_probed=False)
+
+
 def batch_database(settings: Settings) -> Database:
     """For imports, replays and training, whose statements take long."""
     return _database(settings, settings.database_batch_timeout_ms)
 
 
-def _database(settings: Settings, statement_timeout_ms: int) -> Database:
+def _database(settings: Settings, statement_timeout_ms: int, is_probed: bool = True) -> Database:
     return Database(
         settings.postgres_url,
         settings.database_pool_size,
         settings.database_connect_timeout_s,
         statement_timeout_ms,
+        is_probed,
     )
 
 

@@ -1,10 +1,10 @@
 """The event log in PostgreSQL: the only thing in this system that cannot be recomputed."""
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+import orjson
 from sqlalchemy import Connection, text
 
 from app.adapters.database import Database
@@ -17,22 +17,28 @@ ADVANCE_HEAD = text("""
     UPDATE log_heads SET last_at = greatest(clock_timestamp(), last_at + interval '1 microsecond')
     WHERE name = :name RETURNING last_at""")
 
-_CLAIM_KEYS = text("""
-    INSERT INTO event_keys (event_id, received_at)
-    SELECT event_id, :received_at FROM unnest(CAST(:event_ids AS text[])) AS event_id
-    ON CONFLICT DO NOTHING RETURNING event_id""")
-
-# The category is kept as it was, so that a replay does not depend on later changes of the catalog.
-_INSERT_EVENTS = text("""
-    INSERT INTO events (event_id, event_type, user_id, proposition_id, category, context, context_key,
-                        request_id, position, value, occurred_at, received_at)
-    SELECT e.event_id, e.event_type, e.user_id, e.proposition_id, p.category, e.context, e.context_key,
-           e.request_id, e.position, e.value, e.occurred_at, :received_at
-    FROM jsonb_to_recordset(CAST(:events AS jsonb)) AS e(
-        ordinal int, event_id text, event_type text, user_id text, proposition_id text, context jsonb,
-        context_key text, request_id text, position int, value float8, occurred_at timestamptz)
-    LEFT JOIN propositions p USING (proposition_id)
-    ORDER BY e.ordinal""")
+# One statement, so one round trip: the head's row is locked before the first key is claimed, because the keys
+# need its time. The category is kept as it was, so that a replay does not depend on later changes of the catalog.
+_APPEND = text("""
+    WITH head AS (
+        UPDATE log_heads SET last_at = greatest(clock_timestamp(), last_at + interval '1 microsecond')
+        WHERE name = 'events' RETURNING last_at
+    ), sent AS MATERIALIZED (
+        SELECT * FROM json_to_recordset(CAST(:events AS json)) AS e(
+            ordinal int, event_id text, event_type text, user_id text, proposition_id text, context jsonb,
+            context_key text, request_id text, position int, value float8, occurred_at timestamptz)
+    ), claimed AS (
+        INSERT INTO event_keys (event_id, received_at)
+        SELECT event_id, last_at FROM head, sent ON CONFLICT DO NOTHING RETURNING event_id, received_at
+    ), stored AS (
+        INSERT INTO events (event_id, event_type, user_id, proposition_id, category, context, context_key,
+                            request_id, position, value, occurred_at, received_at)
+        SELECT e.event_id, e.event_type, e.user_id, e.proposition_id, p.category, e.context, e.context_key,
+               e.request_id, e.position, e.value, e.occurred_at, c.received_at
+        FROM claimed c JOIN sent e USING (event_id) LEFT JOIN propositions p USING (proposition_id)
+        ORDER BY e.ordinal
+    )
+    SELECT event_id FROM claimed""")
 
 
 class PostgresEventLog:
@@ -48,21 +54,12 @@ class PostgresEventLog:
         first_by_id: dict[str, Event] = {}
         for event in events:
             first_by_id.setdefault(event.event_id, event)
-        with self._database.transaction() as connection:
-            received_at = advance_head(connection, "events")
-            claimed = connection.execute(
-                _CLAIM_KEYS, {"received_at": received_at, "event_ids": list(first_by_id)}
-            )
-            new_ids = set(claimed.scalars())
-            records = [
-                event_record(event, ordinal, self._context_fields)
-                for ordinal, event in enumerate(first_by_id.values())
-                if event.event_id in new_ids
-            ]
-            if records:
-                connection.execute(
-                    _INSERT_EVENTS, {"events": json.dumps(records), "received_at": received_at}
-                )
+        records = [
+            event_record(event, ordinal, self._context_fields)
+            for ordinal, event in enumerate(first_by_id.values())
+        ]
+        with self._database.session() as connection:
+            new_ids = set(connection.execute(_APPEND, {"events": orjson.dumps(records).decode()}).scalars())
         return Receipt(
             recorded_ids=tuple(i for i in first_by_id if i in new_ids),
             duplicate_ids=_all_but_first([e.event_id for e in events], new_ids),

@@ -15,7 +15,10 @@ from app.api.events import event_routes
 from app.api.health import DependencyStatus, health_routes
 from app.api.logs import log_requests
 from app.api.problems import Problem, invalid_body, register_error_handlers
+from app.api.schemas import EventOutcome
 from app.api.suggest import suggest_routes
+from app.domain.types import StoredIn
+from app.events.reading import EventReader
 from app.events.record import RecordEvents
 from app.serving.suggest import Suggest
 from app.settings import Settings
@@ -25,6 +28,7 @@ from app.settings import Settings
 class ApiServices:
     suggest: Suggest
     record_events: RecordEvents
+    count_events: Callable[[EventOutcome, StoredIn | None, int], None]
     check_health: Callable[[], Mapping[str, DependencyStatus]]
     flush_decisions: Callable[[], None]
 
@@ -67,7 +71,11 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
         )
     )
     app.register_api(
-        event_routes(services.record_events, settings.zone, settings.max_future, settings.max_batch_events)
+        event_routes(
+            EventReader(settings.zone, settings.max_future, settings.max_batch_events),
+            services.record_events,
+            services.count_events,
+        )
     )
     app.register_api(health_routes(services.check_health))
     app.add_url_rule("/openapi.json", "openapi_json", lambda: app.api_doc)

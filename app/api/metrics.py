@@ -1,8 +1,9 @@
 """What the service counts beside the HTTP metrics of prometheus-flask-exporter."""
 
-from prometheus_client import CollectorRegistry, Counter
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from app.domain.types import Slate
+from app.api.schemas import EventOutcome
+from app.domain.types import Slate, StoredIn
 from app.serving.cache import CacheOutcome
 
 
@@ -58,3 +59,64 @@ class ServingMetrics:
 
     def cache_invalidated(self, reason: str, count: int = 1) -> None:
         self._cache_invalidations.labels(reason).inc(count)
+
+
+BREAKER_STATES = {"closed": 0, "half-opened": 1, "opened": 2}
+
+
+class EventMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._events = Counter(
+            "propositions_events",
+            "Events by what became of them.",
+            ["outcome", "stored_in"],
+            registry=registry,
+        )
+        self._breaker = Gauge(
+            "propositions_event_breaker_state",
+            "Of the breaker before PostgreSQL or Kafka: 0 closed, 1 half open, 2 open.",
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._breaker_changes = Counter(
+            "propositions_event_breaker_changes", "Changes of that breaker.", ["state"], registry=registry
+        )
+        # All workers look at the same folder: the latest look counts, whoever took it.
+        self._spool_bytes = Gauge(
+            "propositions_spool_bytes",
+            "Bytes that wait to be drained.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._spool_events = Gauge(
+            "propositions_spool_events",
+            "Events that wait to be drained.",
+            registry=registry,
+            multiprocess_mode="mostrecent",
+        )
+        self._drained = Counter(
+            "propositions_spool_drained", "Events that were drained from the spool.", registry=registry
+        )
+        self._lost_bytes = Counter(
+            "propositions_spool_unreadable_bytes",
+            "Bytes of the spool that are no events that can be recorded.",
+            ["kind"],
+            registry=registry,
+        )
+
+    def events(self, outcome: EventOutcome, stored_in: StoredIn | None, count: int) -> None:
+        self._events.labels(outcome, stored_in or "nowhere").inc(count)
+
+    def breaker_changed(self, state: str) -> None:
+        self._breaker.set(BREAKER_STATES[state])
+        self._breaker_changes.labels(state).inc()
+
+    def spool_holds(self, bytes_: int, events: int) -> None:
+        self._spool_bytes.set(bytes_)
+        self._spool_events.set(events)
+
+    def spool_drained(self, count: int) -> None:
+        self._drained.inc(count)
+
+    def spool_unreadable(self, kind: str, bytes_: int) -> None:
+        self._lost_bytes.labels(kind).inc(bytes_)

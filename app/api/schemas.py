@@ -1,11 +1,13 @@
 """Bodies of requests and answers. The OpenAPI document is made from these."""
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Discriminator, Field, RootModel, Tag
+from pydantic import BaseModel, Field, RootModel
 
-from app.domain.types import DegradationLevel, FeatureState, Strategy
+from app.api.problems import FieldProblem
+from app.domain.types import DegradationLevel, FeatureState, StoredIn, Strategy
 from app.events.intake import Context, EventIn, Id, Strict
 
 
@@ -67,30 +69,38 @@ class EventBatchIn(Strict):
     events: Annotated[list[EventIn], Field(min_length=1, max_length=100_000)]
 
 
-def _single_or_batch(body: Any) -> str:
-    return "batch" if isinstance(body, dict) and "events" in body else "single"
+class LogEventIn(RootModel[EventIn | EventBatchIn]):
+    """One event, or `{"events": [...]}`. Each event of a batch is judged alone."""
 
 
-class LogEventIn(
-    RootModel[
-        Annotated[
-            Annotated[EventIn, Tag("single")] | Annotated[EventBatchIn, Tag("batch")],
-            Discriminator(_single_or_batch),
-        ]
-    ]
-):
-    """One event, or `{"events": [...]}`. A batch is stored whole or not at all."""
+class EventOutcome(StrEnum):
+    """What became of one event."""
 
-    @property
-    def events(self) -> list[EventIn]:
-        return self.root.events if isinstance(self.root, EventBatchIn) else [self.root]
+    RECORDED = "recorded"
+    DUPLICATE = "duplicate"
+    REJECTED = "rejected"
+
+
+class EventOut(BaseModel):
+    event_id: str | None = Field(description="As sent or given; null if a rejected event has none.")
+    outcome: EventOutcome
+    stored_in: StoredIn | None = Field(
+        description="Where the event is durable. From Kafka and the spool it gets to PostgreSQL by itself. "
+        "Null if it was rejected."
+    )
+    errors: list[FieldProblem] = Field(description="Why it was rejected.")
 
 
 class LogEventOut(BaseModel):
-    """All events are durable."""
+    """Every event that was not rejected is durable."""
 
+    events: list[EventOut] = Field(description="What became of each event, in the order of the request.")
     recorded: list[str] = Field(description="Ids of the events that are new.")
-    duplicates: list[str] = Field(description="Ids that had been recorded before; they count once.")
+    duplicates: list[str] = Field(
+        description="Ids that had been recorded before; they count once. While PostgreSQL is down it is told "
+        "of ids within one request only; they count once all the same."
+    )
+    rejected: int = Field(description="How many events cannot be taken as they are: do not send them again.")
 
 
 class DependencyOut(BaseModel):

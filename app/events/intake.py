@@ -29,6 +29,13 @@ def _valid_id(value: str) -> str:
     return value
 
 
+def _few_fields(value: Any) -> Any:
+    """Refused before each of a million fields is."""
+    if isinstance(value, dict) and len(value) > MAX_CONTEXT_FIELDS:
+        raise ValueError(f"has more than {MAX_CONTEXT_FIELDS} fields")
+    return value
+
+
 def _timestamp_text(value: Any) -> Any:
     if not isinstance(value, (str, datetime)) or (isinstance(value, str) and value[:5].isdigit()):
         raise ValueError("give a text such as 2026-05-17T09:30:00Z")
@@ -82,6 +89,7 @@ Number = Annotated[float, Field(ge=-MAX_VALUE, le=MAX_VALUE, strict=True)]
 ContextName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
 Context = Annotated[
     dict[ContextName, Id],
+    BeforeValidator(_few_fields),
     Field(
         max_length=MAX_CONTEXT_FIELDS,
         description="Where and when: for example page, device, daypart, weekday. Texts only.",

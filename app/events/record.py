@@ -11,26 +11,44 @@ log = logging.getLogger(__name__)
 
 
 class RecordEvents:
-    def __init__(
-        self, event_log: EventLog, slates: SlateStore | None, on_outdated: Callable[[int], None]
-    ) -> None:
-        self._event_log = event_log
+    """Makes events durable in the primary log; while that is down or slow, in the spool."""
+
+    def __init__(self, primary: EventLog, spool: EventLog) -> None:
+        self._primary = primary
+        self._spool = spool
+
+    def __call__(self, events: Sequence[Event]) -> Receipt:
+        """Makes all events durable, or none.
+
+        Raises:
+            StoreUnavailable: nothing was stored, or it is unknown; sending again does no harm.
+        """
+        try:
+            return self._primary.append(events)
+        except StoreUnavailable as outage:
+            try:
+                return self._spool.append(events)
+            except StoreUnavailable as error:
+                raise StoreUnavailable(f"{outage}, and the spool does not help: {error}") from error
+
+
+class OutdateSlates:
+    """Makes kept slates of the users of new events outdated; `on_outdated` is told of how many users.
+
+    Without `slates` none are kept.
+    """
+
+    def __init__(self, slates: SlateStore | None, on_outdated: Callable[[int], None]) -> None:
         self._slates = slates
         self._on_outdated = on_outdated
 
-    def __call__(self, events: Sequence[Event]) -> Receipt:
-        """Makes all events durable, or none; kept slates of their users are outdated from then on.
-
-        Raises:
-            StoreUnavailable: nothing was stored.
-        """
-        receipt = self._event_log.append(events)
+    def __call__(self, events: Sequence[Event]) -> None:
         user_ids = {event.user_id for event in events if event.user_id is not None}
-        if self._slates is not None and receipt.recorded_ids and user_ids:
-            try:
-                self._slates.forget(user_ids)
-                self._on_outdated(len(user_ids))
-            except StoreUnavailable as error:
-                # They are outdated once more when the events reach the features.
-                log.warning("kept slates may be served until their time is up: %s", error)
-        return receipt
+        if self._slates is None or not user_ids:
+            return
+        try:
+            self._slates.forget(user_ids)
+            self._on_outdated(len(user_ids))
+        except StoreUnavailable as error:
+            # They are outdated once more when the events reach the features.
+            log.warning("kept slates may be served until their time is up: %s", error)

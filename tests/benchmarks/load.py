@@ -13,6 +13,8 @@ from tests.benchmarks.open_loop import Outcome
 from tests.benchmarks.stores import ROOT
 
 CLOSED_CONNECTIONS = 32
+# Enough that requests share commits.
+MANY_CONNECTIONS = 128
 OPEN_CONNECTIONS = 128
 # How long the answers to the last requests are waited for.
 LAST_ANSWERS_S = 2.0
@@ -31,16 +33,18 @@ def has_wrk() -> bool:
     return shutil.which("wrk") is not None
 
 
-def closed_loop(port: int, requests: Path, seconds: float, first: int = 0) -> Throughput:
+def closed_loop(
+    port: int, requests: Path, seconds: float, first: int = 0, connections: int = CLOSED_CONNECTIONS
+) -> Throughput:
     """As many requests as the service answers.
 
     wrk counts in whole seconds; for less, and where it is not installed, our own generator does it, at
     a higher cost.
     """
     if not has_wrk() or seconds < 1.0:
-        outcome = _generate(port, requests, seconds, first, CLOSED_CONNECTIONS)
+        outcome = _generate(port, requests, seconds, first, connections)
         return Throughput(outcome.answers, _not_good(outcome), outcome.answers / outcome.seconds)
-    command = _wrk(_CLOSED_LOOP, port, seconds, CLOSED_CONNECTIONS, requests, first)
+    command = _wrk(_CLOSED_LOOP, port, seconds, connections, requests, first)
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     result = json.loads(output.partition("RESULT ")[2])
     return Throughput(result["requests"], result["errors"], result["requests"] / result["seconds"])

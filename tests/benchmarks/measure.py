@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.load import closed_loop
+from tests.benchmarks.load import CLOSED_CONNECTIONS, closed_loop
 from tests.benchmarks.open_loop import Outcome
 from tests.benchmarks.service import Service, tree_cpu_s
 from tests.benchmarks.stores import Stores
@@ -18,13 +18,17 @@ LONGEST_WAIT_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A running service and the requests that it gets. `has_levels`: its answers name their level."""
+    """A running service and the requests that it gets. `has_levels`: its answers name their level.
+
+    `connections` are those of the closed loop.
+    """
 
     name: str
     service: Service
     stores: Stores
     requests: Path
     has_levels: bool = True
+    connections: int = CLOSED_CONNECTIONS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,9 @@ class Burst:
 
 def burst(contender: Contender, seconds: float, first: int = 0) -> Burst:
     before = _cpu_s(contender)
-    throughput = closed_loop(contender.service.port, contender.requests, seconds, first)
+    throughput = closed_loop(
+        contender.service.port, contender.requests, seconds, first, contender.connections
+    )
     after = _cpu_s(contender)
     answered = max(throughput.requests, 1)
     return Burst(

@@ -12,7 +12,19 @@ from typing import Any
 
 from tests.benchmarks.growth import Point
 from tests.benchmarks.promotion import PromotionResult
-from tests.benchmarks.rows import CACHED, EVENTS, FEAST, FLASK, SERVING, SERVING_MANY, ZIPF, Row
+from tests.benchmarks.rows import (
+    BATCHES,
+    CACHED,
+    EVENTS,
+    FEAST,
+    FLASK,
+    FLASK_MANY,
+    SERVING,
+    SERVING_MANY,
+    ZIPF,
+    Row,
+)
+from tests.benchmarks.traffic import BATCH_EVENTS
 
 SUMMARY, RESULTS, TABLE = "summary.json", "results.json", "results.md"
 # What has to hold, and on which side.
@@ -26,6 +38,8 @@ REQUIRED = {
     "materialize_vs_stock": (">=", 5.0),
     "promotion_bad_requests": ("<=", 0.0),
     "ready_s": ("<", 15.0),
+    "events_vs_flask": (">=", 0.25),
+    "events_batch_per_s": (">=", 5_000.0),
 }
 
 
@@ -47,6 +61,8 @@ def summarize_rows(rows: Mapping[str, Row]) -> dict[str, float | None]:
         "cached_share": _over(cached.open_loops["80%"].cached, cached.open_loops["80%"].answers),
         "flask_rps": rows[FLASK].rps,
         "feast_rps": rows[FEAST].rps,
+        "events_vs_flask": _turn_by_turn(rows[EVENTS], rows[FLASK_MANY]),
+        "events_batch_per_s": rows[BATCHES].rps * BATCH_EVENTS,
         "log_event_rps": rows[EVENTS].rps,
         "cpu_ms_per_request": serving.cpu_ms["service"],
         "redis_cpu_ms_per_request": serving.cpu_ms["redis"],

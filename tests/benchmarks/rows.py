@@ -9,17 +9,26 @@ import orjson
 
 from tests.benchmarks import bare_flask
 from tests.benchmarks.bench import MANY, Bench, Loaded
-from tests.benchmarks.load import closed_loop, open_loop
+from tests.benchmarks.load import MANY_CONNECTIONS, closed_loop, open_loop
 from tests.benchmarks.measure import Burst, Contender, burst, problem_of, warm_up
 from tests.benchmarks.open_loop import Outcome
 from tests.benchmarks.service import Memory, gunicorn_command, start_together
-from tests.benchmarks.traffic import SEPARATOR, clicks, uniform_suggestions, write_requests, zipf_suggestions
+from tests.benchmarks.traffic import (
+    BATCH_EVENTS,
+    SEPARATOR,
+    click_batches,
+    clicks,
+    uniform_suggestions,
+    write_requests,
+    zipf_suggestions,
+)
 
 CACHE_TTL_S = 30
 LOADS = (0.5, 0.8)
 
 FLASK, SERVING, SERVING_MANY = "flask", "serving", "serving_300_trees"
-ZIPF, CACHED, FEAST, EVENTS = "zipf_without_cache", "zipf_with_cache", "feast_way", "log_event"
+ZIPF, CACHED, FEAST = "zipf_without_cache", "zipf_with_cache", "feast_way"
+FLASK_MANY, EVENTS, BATCHES = "flask_many_connections", "log_event", "log_event_batches"
 TITLES = {
     FLASK: "bare Flask, an answer of the same size",
     SERVING: "service, 100 trees",
@@ -27,7 +36,9 @@ TITLES = {
     ZIPF: "service, 100 trees, Zipf mix, no response cache",
     CACHED: "service, 100 trees, Zipf mix, response cache",
     FEAST: "the straightforward Feast way, 100 trees",
-    EVENTS: "/log_event",
+    FLASK_MANY: f"bare Flask, {MANY_CONNECTIONS} connections",
+    EVENTS: f"/log_event, one event each, {MANY_CONNECTIONS} connections",
+    BATCHES: f"/log_event, batches of {BATCH_EVENTS}",
 }
 
 
@@ -72,6 +83,7 @@ def _start(bench: Bench, loaded: Loaded, stack: ExitStack) -> list[Contender]:
     uniform = write_requests(folder / "uniform", "/suggest", uniform_suggestions(size, count))
     zipf = write_requests(folder / "zipf", "/suggest", zipf_suggestions(size, 2 * count))
     events = write_requests(folder / "events", "/log_event", clicks(size, count))
+    batches = write_requests(folder / "batches", "/log_event", click_batches(size, count))
 
     serving = stack.enter_context(bench.service(loaded, SERVING))
     answer = serving.ask(uniform.read_bytes().split(SEPARATOR)[0])
@@ -95,7 +107,9 @@ def _start(bench: Bench, loaded: Loaded, stack: ExitStack) -> list[Contender]:
         Contender(ZIPF, serving, stores, zipf),
         Contender(CACHED, cached, stores, zipf),
         Contender(FEAST, feast, stores, uniform, has_levels=False),
-        Contender(EVENTS, serving, stores, events, has_levels=False),
+        Contender(FLASK_MANY, flask, stores, uniform, connections=MANY_CONNECTIONS),
+        Contender(EVENTS, serving, stores, events, has_levels=False, connections=MANY_CONNECTIONS),
+        Contender(BATCHES, serving, stores, batches, has_levels=False),
     ]
 
 

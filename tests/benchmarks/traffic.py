@@ -11,6 +11,7 @@ from tests.benchmarks.data import DEVICES, PAGES, Size, proposition_ids, user_id
 SEPARATOR = b"\0"
 ZIPF_EXPONENT = 1.1
 SLATE_LIMIT = 10
+BATCH_EVENTS = 100
 
 
 def write_requests(path: Path, route: str, bodies: Iterable[Mapping]) -> Path:
@@ -44,6 +45,13 @@ def clicks(size: Size, count: int, seed: int = 13) -> Iterable[Mapping]:
             "context": suggestion["context"],
             "position": 1,
         }
+
+
+def click_batches(size: Size, count: int, seed: int = 14) -> Iterable[Mapping]:
+    """`count` events in all."""
+    events = list(clicks(size, count, seed))
+    for first in range(0, count, BATCH_EVENTS):
+        yield {"events": events[first : first + BATCH_EVENTS]}
 
 
 def _suggestions(users: np.ndarray, rng: np.random.Generator) -> Iterable[Mapping]:

@@ -13,7 +13,7 @@ import typer.main
 from prometheus_client import CollectorRegistry
 
 from app import cli
-from app.api.metrics import ServingMetrics
+from app.api.metrics import EventMetrics, ServingMetrics
 from app.domain.context import complete_context
 from app.imports import native
 from app.imports.records import ImportRules, Reject
@@ -92,9 +92,11 @@ def test_settings_that_the_readme_names_exist():
 def test_every_metric_is_documented_and_every_documented_one_exists():
     registry = CollectorRegistry()
     ServingMetrics(registry)
+    EventMetrics(registry)
 
     documented = set(re.findall(r"^\| `(propositions_[a-z_]+)`", README, re.MULTILINE))
-    assert documented == {f"{metric.name}_total" for metric in registry.collect()}
+    endings = {"counter": "_total", "gauge": ""}
+    assert documented == {f"{metric.name}{endings[metric.type]}" for metric in registry.collect()}
 
 
 def test_the_examples_of_the_native_format_can_be_imported(tmp_path):

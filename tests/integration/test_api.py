@@ -9,6 +9,7 @@ from openapi_spec_validator import validate
 from app.adapters.model_store import ModelStore
 from app.api.factory import create_app
 from app.bootstrap import build_api, build_projector, open_import, take_snapshot
+from app.settings import load_settings
 from tests.builders import count, event, proposition, query
 
 
@@ -129,7 +130,12 @@ def test_one_event_is_committed_when_it_is_acknowledged(settings, client):
     )
 
     assert answer.status_code == 202
-    assert answer.get_json() == {"recorded": ["e1"], "duplicates": []}
+    assert answer.get_json() == {
+        "events": [{"event_id": "e1", "outcome": "recorded", "stored_in": "postgres", "errors": []}],
+        "recorded": ["e1"],
+        "duplicates": [],
+        "rejected": 0,
+    }
     assert query(settings, "SELECT event_id, user_id FROM events") == [("e1", "u")]
 
 
@@ -180,8 +186,10 @@ BAD_EVENTS = [
     ({**GOOD, "value": "much"}, "value"),
     ({**GOOD, "colour": "red"}, "colour"),
     ({"events": []}, "events"),
-    ({"events": [GOOD, {**GOOD, "event_type": "stare"}]}, "events.1.event_type"),
-    ({"events": [GOOD, {**GOOD, "timestamp": "3000-01-01T00:00:00Z"}]}, "events.1.timestamp"),
+    ({"events": [{**GOOD, "event_type": "stare"}]}, "events.0.event_type"),
+    ({"events": [7, {**GOOD, "timestamp": "3000-01-01T00:00:00Z"}]}, "events.1.timestamp"),
+    ({"events": [7]}, "events.0"),
+    ({"events": [GOOD], "colour": "red"}, "colour"),
     ({"events": [GOOD] * 1_001}, "events"),
     ({"events": "many"}, "events"),
     ([GOOD], "body"),
@@ -198,6 +206,86 @@ def test_a_bad_event_is_refused_by_field_and_nothing_is_stored(settings, client,
     assert answer.content_type == "application/problem+json"
     assert field in [problem["field"] for problem in answer.get_json()["errors"]]
     assert count(settings, "events") == count(settings, "event_keys") == 0
+
+
+def test_a_bad_event_of_a_batch_is_rejected_with_its_reason_and_the_others_are_recorded(settings, client):
+    bad = [
+        b'{"event_id": "typo", "event_type": "stare", "proposition_id": "p"}',
+        b'{"event_type": "click", "proposition_id": ""}',
+        b'{"event_type": "click", "proposition_id": "p", "context": {"page": "%s"}}' % (b"x" * 2_000_000),
+        b'{"event_type": "click", "proposition_id": "p", "value": NaN}',
+        b'{"event_type": "click", "proposition_id": "p", "value": -Infinity}',
+        b'{"event_type": "click", "proposition_id": "p", "context": '
+        + b"[" * 100_000
+        + b"]" * 100_000
+        + b"}",
+        b'{"event_type": "click", "proposition_id": "p", "timestamp": "2026-05-17T09:30:00 Europe/Berlin"}',
+        b'{"event_type": "click", "proposition_id": "p", "timestamp": "3000-01-01T00:00:00Z"}',
+        b'{"event_type": "click", "proposition_id": "\\ud800"}',
+        b'{"event_type": "click", "proposition_id": "\xff"}',
+        b"17",
+        b"",
+    ]
+    good = b'{"event_id": "good-%d", "event_type": "click", "proposition_id": "p}],\\""}'
+    texts = [text for n, text_ in enumerate(bad) for text in (text_, good % n)]
+
+    answer = client.post(
+        "/log_event", data=b'{"events": [%s]}' % b", ".join(texts), content_type="application/json"
+    )
+
+    body = answer.get_json()
+    assert answer.status_code == 202
+    assert [told["outcome"] for told in body["events"]] == ["rejected", "recorded"] * len(bad)
+    assert all(told["errors"][0]["reason"] and told["stored_in"] is None for told in body["events"][::2])
+    assert [told["errors"][0]["field"] for told in body["events"][::2]] == [
+        "events.0.event_type",
+        "events.2.proposition_id",
+        "events.4.context.page",
+        "events.6",
+        "events.8",
+        "events.10",
+        "events.12.timestamp",
+        "events.14.timestamp",
+        "events.16",
+        "events.18",
+        "events.20",
+        "events.22",
+    ]
+    assert body["events"][0]["event_id"] == "typo" and body["rejected"] == len(bad)
+    assert count(settings, "events") == len(body["recorded"]) == len(bad)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "17/05/2026 09:30",
+        "2026-05-17",
+        "09:30:00Z",
+        "Sun, 17 May 2026 09:30:00 GMT",
+        "1747474200",
+        "2026-05-17T09:30:00",
+        "20260517T093000Z",
+        "2026-W20-7T09:30:00Z",
+        "2026-05-17T09:30:00+25:00",
+        "2026-13-01T09:30:00Z",
+    ],
+)
+def test_a_time_in_another_format_than_rfc_3339_is_rejected_with_the_reason(settings, client, text):
+    batch = {"events": [{**GOOD, "timestamp": text}, GOOD]}
+
+    body = post(client, "/log_event", batch).get_json()
+
+    assert [told["outcome"] for told in body["events"]] == ["rejected", "recorded"]
+    assert body["events"][0]["errors"][0]["field"] == "events.0.timestamp"
+
+
+def test_of_equal_ids_in_a_batch_the_first_is_recorded(settings, client):
+    batch = {"events": [{**GOOD, "event_id": "e1"}, {**GOOD, "event_id": "e1"}, {**GOOD, "event_id": "e2"}]}
+
+    body = post(client, "/log_event", batch).get_json()
+
+    assert [told["outcome"] for told in body["events"]] == ["recorded", "duplicate", "recorded"]
+    assert (body["recorded"], body["duplicates"]) == (["e1", "e2"], ["e1"])
 
 
 BAD_SUGGESTS = [
@@ -267,14 +355,24 @@ def test_every_answer_carries_a_request_id_and_a_sane_one_is_kept(client):
     assert post(client, "/suggest", {"limit": 0}).get_json()["request_id"]
 
 
-def test_when_postgres_is_gone_events_are_refused_for_now(settings, monkeypatch):
-    from app.settings import load_settings
-
+def test_when_postgres_is_gone_events_are_kept_in_the_spool(settings, monkeypatch):
     monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
     services, _, registry = build_api(load_settings())
     client = create_app(settings, services, registry).test_client()
 
     answer = post(client, "/log_event", GOOD)
+
+    assert answer.status_code == 202
+    assert answer.get_json()["events"][0]["stored_in"] == "spool"
+
+
+def test_when_the_spool_is_full_as_well_events_are_refused_for_now(settings, monkeypatch):
+    monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
+    monkeypatch.setenv("SPOOL_MAX_BYTES", "4096")
+    services, _, registry = build_api(load_settings())
+    client = create_app(settings, services, registry).test_client()
+
+    answer = post(client, "/log_event", {"events": [GOOD] * 100})
 
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "5"
@@ -302,6 +400,9 @@ def test_the_openapi_document_is_valid_and_names_every_route(client):
 
     validate(document)
     assert document["openapi"].startswith("3.1")
+    body = document["paths"]["/log_event"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert body == {"$ref": "#/components/schemas/LogEventIn"}
+    assert document["components"]["schemas"]["EventIn"]["additionalProperties"] is False
     assert set(document["paths"]) >= {"/suggest", "/log_event", "/health", "/health/live", "/health/ready"}
     limit = document["components"]["schemas"]["SuggestIn"]["properties"]["limit"]
     assert limit["minimum"] == 1

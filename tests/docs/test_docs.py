@@ -13,6 +13,7 @@ import typer.main
 from prometheus_client import CollectorRegistry
 
 from app import cli
+from app.adapters.kafka_metrics import IntakeMetrics, SenderMetrics
 from app.api.metrics import ServingMetrics
 from app.domain.context import complete_context
 from app.imports import native
@@ -91,10 +92,13 @@ def test_settings_that_the_readme_names_exist():
 
 def test_every_metric_is_documented_and_every_documented_one_exists():
     registry = CollectorRegistry()
-    ServingMetrics(registry)
+    for metrics in (ServingMetrics, SenderMetrics, IntakeMetrics):
+        metrics(registry)
 
     documented = set(re.findall(r"^\| `(propositions_[a-z_]+)`", README, re.MULTILINE))
-    assert documented == {f"{metric.name}_total" for metric in registry.collect()}
+    assert documented == {
+        f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in registry.collect()
+    }
 
 
 def test_the_examples_of_the_native_format_can_be_imported(tmp_path):
@@ -132,7 +136,7 @@ def test_the_request_in_the_readme_is_one_that_the_schema_takes():
 
 
 def test_files_that_the_documents_point_to_exist():
-    for document in ("README.md", "docs/architecture.md"):
+    for document in ("README.md", "docs/architecture.md", "docs/events.md"):
         text = (ROOT / document).read_text()
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             if not target.startswith("http"):

@@ -116,7 +116,7 @@ def partition_lag(consumer: Consumer, committed: TopicPartition) -> PartitionLag
         TopicPartition(committed.topic, committed.partition), timeout=ADMIN_TIMEOUT_S
     )
     offset = committed.offset if committed.offset >= 0 else None
-    return PartitionLag(committed.partition, offset, end, end - max(beginning, offset or 0))
+    return PartitionLag(committed.partition, offset, end, max(0, end - max(beginning, offset or 0)))
 
 
 class KafkaProbe:

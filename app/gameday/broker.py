@@ -151,8 +151,13 @@ class Tansu(Broker):
 
     name = "Tansu 0.6 (in memory)"
     is_durable = False
-    # It lets a group wait for a good part of this before anybody gets partitions.
-    client_options: Mapping[str, int] = {"session.timeout.ms": 2_000, "heartbeat.interval.ms": 500}
+    client_options: Mapping[str, int] = {
+        # It lets a group wait for a good part of this before anybody gets partitions.
+        "session.timeout.ms": 2_000,
+        "heartbeat.interval.ms": 500,
+        # It counts a batch as one message when it tells where a partition ends.
+        "batch.num.messages": 1,
+    }
 
     def __init__(self, folder: Path) -> None:
         """Raises ConfigurationError: the wheel is not installed."""

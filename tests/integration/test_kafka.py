@@ -33,7 +33,7 @@ from app.events.message import SCHEMA_HEADER, SCHEMA_VERSION, encode
 from app.settings import Settings, load_settings
 from tests.builders import CONTEXT_FIELDS, count, event, query
 
-ARRIVES_WITHIN_S = 60.0
+ARRIVES_WITHIN_S = 20.0
 POLL_S = 0.2
 
 

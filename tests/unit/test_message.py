@@ -9,7 +9,14 @@ from tests.builders import event
 
 HEADERS = {SCHEMA_HEADER: SCHEMA_VERSION}
 WHOLE = event(
-    "e-ü", "conversion", "p 🎈", user_id="u'1", context={"page": "home"}, request_id="r1", position=3, value=0.1
+    "e-ü",
+    "conversion",
+    "p 🎈",
+    user_id="u'1",
+    context={"page": "home"},
+    request_id="r1",
+    position=3,
+    value=0.1,
 )
 BARE = event("e2", user_id=None)
 

@@ -82,7 +82,7 @@ LIST_LENGTH_PER_BUDGET = 2
 KEEPER_REPLY_S = 60.0
 # After this long without a sign of life the keeper counts as stuck, and a starting worker serves without it.
 KEEPER_SILENCE_S = 10.0
-KAFKA_PROBE_S, KAFKA_PROBE_TIMEOUT_S = 5.0, 1.0
+KAFKA_PROBE_S, KAFKA_PROBE_TIMEOUT_S = 2.0, 1.0
 
 
 def embedded_servers(settings: Settings) -> EmbeddedServers:

@@ -65,6 +65,16 @@ class KafkaIntake:
         )
         self._consumer.subscribe([topic], on_revoke=self._give_up, on_lost=self._give_up)
 
+    @property
+    def partitions(self) -> set[int]:
+        """What the group has given to this process."""
+        return {p.partition for p in self._consumer.assignment()}
+
+    @property
+    def kept_partitions(self) -> set[int]:
+        """Where the batch comes from that waits for the event log; empty: none waits."""
+        return {arrival.partition() for arrival in self._kept}
+
     def run(self, stop: threading.Event) -> None:
         """Brings in what comes until `stop` is set, then leaves the group."""
         reported_s = 0.0
@@ -84,8 +94,8 @@ class KafkaIntake:
         """
         arrivals = self._arrivals(wait_s)  # may change what is kept
         self._kept += arrivals
-        owned = self._assignment()
-        batch = [a for a in self._kept if (a.topic(), a.partition()) in owned]
+        owned = self.partitions
+        batch = [arrival for arrival in self._kept if arrival.partition() in owned]
         try:
             self._settle(batch)
         except StoreUnavailable as error:
@@ -185,13 +195,10 @@ class KafkaIntake:
         if ends:
             self._consumer.commit(offsets=[TopicPartition(*place, end) for place, end in ends.items()])
 
-    def _assignment(self) -> set[tuple[str, int]]:
-        return {(p.topic, p.partition) for p in self._consumer.assignment()}
-
     def _give_up(self, _consumer: Consumer, partitions: Sequence[TopicPartition]) -> None:
         """What is not committed of these partitions goes to whoever has them next."""
-        gone = {(p.topic, p.partition) for p in partitions}
-        self._kept = [a for a in self._kept if (a.topic(), a.partition()) not in gone]
+        gone = {p.partition for p in partitions}
+        self._kept = [arrival for arrival in self._kept if arrival.partition() not in gone]
         for partition in partitions:
             self._metrics.no_lag(partition.partition)
 

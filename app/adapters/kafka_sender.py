@@ -18,6 +18,8 @@ from app.adapters.kafka_metrics import SenderMetrics
 POLL_S = 0.1
 CLOSE_S = 5.0
 
+_TIMEOUTS = (KafkaError._TIMED_OUT, KafkaError._MSG_TIMED_OUT)
+
 log = logging.getLogger(__name__)
 
 
@@ -34,8 +36,9 @@ class Message:
 class KafkaSender:
     """Sends messages and returns when they are stored. One per process, for any number of threads.
 
-    The producer is made with the first message, because it would not survive a fork. An idempotent
-    producer may fail for good, for example when the broker has lost its memory; it is replaced then.
+    The producer is made with the first message, because it would not survive a fork. It is replaced when
+    it fails for good, and when it gets nothing through: an idempotent producer whose broker has lost its
+    memory may do either.
 
     Args:
         config: properties of librdkafka.
@@ -92,7 +95,7 @@ class KafkaSender:
             error = KafkaError(KafkaError._QUEUE_FULL)
         else:
             error = delivery.wait(deadline_s)
-        if error is not None and _is_fatal(error):
+        if error is not None and (_is_fatal(error) or error.code() in _TIMEOUTS):
             self._retire(line, error)
         return error
 
@@ -105,7 +108,7 @@ class KafkaSender:
     def _retire(self, line: "_Line", error: KafkaError) -> None:
         with self._lock:
             if self._line is line:
-                log.warning("Kafka's producer failed for good and is replaced: %s", error.str())
+                log.warning("Kafka's producer is replaced: %s", error.str())
                 self._line = None
         line.retire()
 

@@ -16,6 +16,7 @@ from app import cli
 from app.adapters.kafka_metrics import IntakeMetrics, SenderMetrics
 from app.api.metrics import ServingMetrics
 from app.domain.context import complete_context
+from app.events.message import SCHEMA_HEADER, SCHEMA_VERSION, decode, encode
 from app.imports import native
 from app.imports.records import ImportRules, Reject
 from app.settings import Settings, show_value
@@ -113,6 +114,14 @@ def test_the_examples_of_the_native_format_can_be_imported(tmp_path):
         records = list(native.parse([path], rules))
 
         assert records and not any(isinstance(record, Reject) for record in records), records
+
+
+def test_the_message_in_the_documents_is_one_that_is_understood():
+    (block,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/events.md").read_text(), re.DOTALL)
+
+    message = decode(block.encode(), {SCHEMA_HEADER: SCHEMA_VERSION})
+
+    assert json.loads(encode(message)) == json.loads(block)
 
 
 _KEYS = {"events": "event_id", "propositions": "title", "users": "age_years"}

@@ -9,8 +9,9 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -20,15 +21,27 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from flask import Flask
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from app.adapters import import_loader
-from app.adapters.database import batch_database, event_database, service_database, wait_cooperatively
+from app.adapters.database import (
+    Database,
+    batch_database,
+    event_database,
+    service_database,
+    wait_cooperatively,
+)
 from app.adapters.decision_log import PostgresDecisionLog
 from app.adapters.embedded import EmbeddedServers
 from app.adapters.event_log import PostgresEventLog
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.import_loader import ImportLoader
+from app.adapters.kafka_client import MAX_DEAD_LETTER_BYTES, consumer_config, producer_config
+from app.adapters.kafka_event_log import KafkaEventLog
+from app.adapters.kafka_intake import KafkaIntake
+from app.adapters.kafka_metrics import IntakeMetrics, SenderMetrics
+from app.adapters.kafka_sender import KafkaSender
+from app.adapters.kafka_topics import KafkaProbe
 from app.adapters.keeper_process import KeeperProcess
 from app.adapters.model_store import ModelStore
 from app.adapters.online_reader import RedisOnlineReader
@@ -48,6 +61,7 @@ from app.domain.types import Event, Proposition, Slate, SuggestRequest
 from app.events.commit import GroupCommit
 from app.events.drain import SpoolDrain
 from app.events.guard import GuardedEventLog
+from app.events.message import SCHEMA_HEADER, SCHEMA_VERSION, decode, encode
 from app.events.project import Projector
 from app.events.record import OutdateSlates, RecordEvents
 from app.features.catalog import Catalog
@@ -90,6 +104,7 @@ LIST_LENGTH_PER_BUDGET = 2
 KEEPER_REPLY_S = 60.0
 # After this long without a sign of life the keeper counts as stuck, and a starting worker serves without it.
 KEEPER_SILENCE_S = 10.0
+KAFKA_PROBE_S, KAFKA_PROBE_TIMEOUT_S = 2.0, 1.0
 
 
 def embedded_servers(settings: Settings) -> EmbeddedServers:
@@ -188,6 +203,59 @@ def _schema_reader(settings: Settings) -> Callable[[], None]:
     return read
 
 
+def primary_event_log(
+    settings: Settings, database: Database, run_aside: Callable[[Callable], Any], registry: CollectorRegistry
+) -> EventLog:
+    """Where events rest first: in Kafka if it is configured, else in PostgreSQL."""
+    if settings.kafka_bootstrap_servers is None:
+        return PostgresEventLog(database, settings.context_fields)
+    sender = KafkaSender(
+        producer_config(settings), settings.kafka_timeout_ms / 1_000, SenderMetrics(registry), run_aside
+    )
+    atexit.register(sender.close)
+    return KafkaEventLog(sender, settings.kafka_events_topic, encode, [(SCHEMA_HEADER, SCHEMA_VERSION)])
+
+
+def build_intake(settings: Settings, registry: CollectorRegistry) -> KafkaIntake:
+    """Brings events from Kafka into PostgreSQL."""
+    dead_letters = KafkaSender(
+        producer_config(settings, MAX_DEAD_LETTER_BYTES),
+        settings.kafka_timeout_ms / 1_000,
+        SenderMetrics(registry),
+    )
+    return KafkaIntake(
+        consumer_config(settings),
+        settings.kafka_events_topic,
+        settings.kafka_dead_topic,
+        decode,
+        PostgresEventLog(service_database(settings), settings.context_fields),
+        dead_letters,
+        IntakeMetrics(registry),
+    )
+
+
+@contextmanager
+def intake_beside(
+    settings: Settings, stop: threading.Event, registry: CollectorRegistry = REGISTRY
+) -> Iterator[None]:
+    """Brings in what Kafka has, if it is configured, in a thread beside the block and until its end.
+
+    Should the thread fail, `stop` is set, so that the block ends, and its error is raised.
+    """
+    if settings.kafka_bootstrap_servers is None:
+        yield
+        return
+    intake = build_intake(settings, registry)
+    with ThreadPoolExecutor(1, "kafka-intake") as pool:
+        running = pool.submit(intake.run, stop)
+        running.add_done_callback(lambda _: stop.set())
+        try:
+            yield
+        finally:
+            stop.set()
+        running.result()
+
+
 def build_api(
     settings: Settings, run_aside: Callable[[Callable], Any] = lambda work: work()
 ) -> tuple[ApiServices, Background, CollectorRegistry]:
@@ -222,6 +290,7 @@ def build_api(
         prepare_scorer,
     )
     online_probe = RedisProbe(online_store)
+    kafka_probe = KafkaProbe(settings) if settings.kafka_bootstrap_servers else None
     decisions = DecisionQueue(
         PostgresDecisionLog(database), settings.decision_queue_size, metrics.decisions_dropped
     )
@@ -263,7 +332,7 @@ def build_api(
     def check() -> Mapping[str, DependencyStatus]:
         report = folder.last_report()
         is_kept = report is not None and time.time() - report.at_s < KEEPER_SILENCE_S
-        return {
+        statuses = {
             "postgres": DependencyStatus(
                 is_kept and report.problem is None,
                 (report.problem or "catalog is current")
@@ -279,6 +348,10 @@ def build_api(
                 snapshot.is_loaded, f"{len(snapshot.current.catalog)} propositions in memory"
             ),
         }
+        if kafka_probe is not None:
+            problem = kafka_probe.problem
+            statuses["kafka"] = DependencyStatus(problem is None, problem or "answers")
+        return statuses
 
     for warm_up in (snapshot.refresh, model.refresh, online_probe.refresh):
         warm_up()
@@ -293,8 +366,10 @@ def build_api(
         repeated[cached.flush] = SLATES_FLUSH_S
     event_metrics = EventMetrics(registry)
     outdate = OutdateSlates(slates, lambda count: metrics.cache_invalidated("event", count))
-    record_events, drain = _event_recording(settings, event_metrics, outdate, run_aside)
+    record_events, drain = _event_recording(settings, registry, event_metrics, outdate, run_aside)
     repeated[drain] = DRAIN_INTERVAL_S
+    if kafka_probe is not None:
+        repeated[lambda: run_aside(lambda: kafka_probe.refresh(KAFKA_PROBE_TIMEOUT_S))] = KAFKA_PROBE_S
     services = ApiServices(
         suggest=Suggest(ranker, on_decision),
         record_events=record_events,
@@ -305,18 +380,15 @@ def build_api(
     return services, Background(repeated), registry
 
 
-def _primary_event_log(settings: Settings) -> EventLog:
-    return PostgresEventLog(event_database(settings), settings.context_fields)
-
-
 def _event_recording(
     settings: Settings,
+    registry: CollectorRegistry,
     metrics: EventMetrics,
     on_recorded: Callable[[Sequence[Event]], None],
     run_aside: Callable[[Callable], Any],
 ) -> tuple[RecordEvents, Callable[[], None]]:
     """What makes events durable, and what brings those in the spool to where they belong."""
-    primary = _primary_event_log(settings)
+    primary = primary_event_log(settings, event_database(settings), run_aside, registry)
     timeout_s = settings.event_primary_timeout_ms / 1_000
 
     def on_loss(kind: Loss, byte_count: int) -> None:

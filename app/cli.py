@@ -18,6 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from app.api.logs import configure_logging
 from app.domain.errors import ConfigurationError, PropositionsError, StoreUnavailable
+from app.kafka_commands import kafka
 from app.settings import Settings, describe_settings, load_settings
 
 EXIT_REJECTS = 3
@@ -32,6 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(kafka)
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -200,12 +202,15 @@ def project(
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    while not stop.is_set():
-        try:
-            follow_events(stop)
-        except StoreUnavailable as error:
-            log.warning("projection waits: %s", error)
-        stop.wait(STANDBY_S)
+    from app.bootstrap import intake_beside
+
+    with intake_beside(load_settings(), stop):
+        while not stop.is_set():
+            try:
+                follow_events(stop)
+            except StoreUnavailable as error:
+                log.warning("projection waits: %s", error)
+            stop.wait(STANDBY_S)
 
 
 def follow_events(stop: threading.Event) -> None:

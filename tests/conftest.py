@@ -26,6 +26,8 @@ _METRICS = Path(os.environ.get("TMPDIR", "/tmp")) / f"propositions-test-metrics-
 _METRICS.mkdir(exist_ok=True)
 os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_METRICS)
 
+pytest_plugins = ["tests.kafka_broker"]
+
 TEMPLATE = "template_propositions"
 
 

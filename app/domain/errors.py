@@ -13,6 +13,10 @@ class StoreUnavailable(PropositionsError):
     """A store did not answer, or not in time. Trying again later may work."""
 
 
+class EventRefused(PropositionsError):
+    """A store will never take this event, so sending it again does not help."""
+
+
 class FeaturesUnavailable(StoreUnavailable):
     """Online features could not be read."""
 

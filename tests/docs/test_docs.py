@@ -13,8 +13,10 @@ import typer.main
 from prometheus_client import CollectorRegistry
 
 from app import cli
+from app.adapters.kafka_metrics import IntakeMetrics, SenderMetrics
 from app.api.metrics import EventMetrics, ServingMetrics
 from app.domain.context import complete_context
+from app.events.message import SCHEMA_HEADER, SCHEMA_VERSION, decode, encode
 from app.imports import native
 from app.imports.records import ImportRules, Reject
 from app.settings import Settings, show_value
@@ -91,12 +93,13 @@ def test_settings_that_the_readme_names_exist():
 
 def test_every_metric_is_documented_and_every_documented_one_exists():
     registry = CollectorRegistry()
-    ServingMetrics(registry)
-    EventMetrics(registry)
+    for metrics in (ServingMetrics, EventMetrics, SenderMetrics, IntakeMetrics):
+        metrics(registry)
 
     documented = set(re.findall(r"^\| `(propositions_[a-z_]+)`", README, re.MULTILINE))
-    endings = {"counter": "_total", "gauge": ""}
-    assert documented == {f"{metric.name}{endings[metric.type]}" for metric in registry.collect()}
+    assert documented == {
+        f"{metric.name}_total" if metric.type == "counter" else metric.name for metric in registry.collect()
+    }
 
 
 def test_the_examples_of_the_native_format_can_be_imported(tmp_path):
@@ -111,6 +114,14 @@ def test_the_examples_of_the_native_format_can_be_imported(tmp_path):
         records = list(native.parse([path], rules))
 
         assert records and not any(isinstance(record, Reject) for record in records), records
+
+
+def test_the_message_in_the_documents_is_one_that_is_understood():
+    (block,) = re.findall(r"```json\n(.*?)```", (ROOT / "docs/events.md").read_text(), re.DOTALL)
+
+    message = decode(block.encode(), {SCHEMA_HEADER: SCHEMA_VERSION})
+
+    assert json.loads(encode(message)) == json.loads(block)
 
 
 _KEYS = {"events": "event_id", "propositions": "title", "users": "age_years"}
@@ -134,7 +145,7 @@ def test_the_request_in_the_readme_is_one_that_the_schema_takes():
 
 
 def test_files_that_the_documents_point_to_exist():
-    for document in ("README.md", "docs/architecture.md"):
+    for document in ("README.md", "docs/architecture.md", "docs/events.md"):
         text = (ROOT / document).read_text()
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             if not target.startswith("http"):

@@ -1,0 +1,49 @@
+"""Kafka as the first place where events rest; the projector brings them into PostgreSQL."""
+
+from collections.abc import Callable, Sequence
+
+from app.adapters.kafka_sender import KafkaSender, Message
+from app.domain.ports import Receipt
+from app.domain.types import Event, StoredIn
+
+
+class KafkaEventLog:
+    """Implements `EventLog`: events are on all replicas in sync when `append` returns.
+
+    Unlike the log in PostgreSQL it may keep some events of a call that failed, and does not know what was
+    sent before: PostgreSQL counts an `event_id` once. Events of a user keep their order.
+
+    Args:
+        encode: the value of an event's message.
+        headers: headers of every message; they tell how the value is to be read.
+    """
+
+    def __init__(
+        self,
+        sender: KafkaSender,
+        topic: str,
+        encode: Callable[[Event], bytes],
+        headers: Sequence[tuple[str, bytes]],
+    ) -> None:
+        self._sender = sender
+        self._topic = topic
+        self._encode = encode
+        self._headers = tuple(headers)
+
+    def append(self, events: Sequence[Event]) -> Receipt:
+        """Raises EventRefused beside the port's StoreUnavailable: an event is too large for Kafka."""
+        first_by_id: dict[str, Event] = {}
+        duplicates: dict[str, None] = {}
+        for event in events:
+            if first_by_id.setdefault(event.event_id, event) is not event:
+                duplicates[event.event_id] = None
+        if first_by_id:
+            self._sender.send([self._message(event) for event in first_by_id.values()])
+        return Receipt(tuple(first_by_id), tuple(duplicates), StoredIn.KAFKA)
+
+    def close(self) -> None:
+        self._sender.close()
+
+    def _message(self, event: Event) -> Message:
+        key = event.event_id if event.user_id is None else event.user_id
+        return Message(self._topic, key.encode(), self._encode(event), self._headers)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,13 +23,16 @@ from flask import Flask
 from prometheus_client import CollectorRegistry
 
 from app.adapters import import_loader
+from app.adapters.catalog_store import USERS, EntityStore, PropositionStore
 from app.adapters.database import batch_database, service_database, wait_cooperatively
 from app.adapters.decision_log import PostgresDecisionLog
 from app.adapters.embedded import EmbeddedServers
+from app.adapters.erasures import PostgresErasures
 from app.adapters.event_log import PostgresEventLog
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.import_loader import ImportLoader
 from app.adapters.keeper_process import KeeperProcess
+from app.adapters.online_eraser import RedisEraser
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import RedisProbe, connect_redis
 from app.adapters.redis_wire import open_wire
@@ -48,6 +52,7 @@ from app.features.catalog import Catalog
 from app.features.covisits import CovisitRules
 from app.features.ports import Model
 from app.features.snapshot import Snapshot
+from app.life.forget import ForgetUser
 from app.serving.cache import CachedRanker
 from app.serving.candidates import CandidateGenerator
 from app.serving.decisions import DecisionQueue
@@ -64,6 +69,7 @@ FEAST_PROJECT = "propositions"
 DECISION_FLUSH_S = 0.5
 SLATES_FLUSH_S = 0.02
 SCHEMA_INTERVAL_S = 5.0
+ERASURES_INTERVAL_S = 60.0
 # Of the time that candidates' features may be old: early enough to be done before it is over.
 SCORER_RENEWAL = 0.8
 # How long requests wait at most for the interpreter when a thread beside them computes.
@@ -112,6 +118,13 @@ def build_projector(settings: Settings) -> tuple[Projector, FeatureTables]:
         CovisitRules(settings.covisit_window_s, settings.covisit_half_life_s),
         settings.project_batch_events,
     ), tables
+
+
+def build_forget_user(settings: Settings) -> ForgetUser:
+    online_store = connect_redis(
+        settings.redis_address, settings.redis_batch_timeout_ms, cluster=settings.redis_cluster
+    )
+    return ForgetUser(PostgresErasures(batch_database(settings)), RedisEraser(online_store, FEAST_PROJECT))
 
 
 def build_keeper(settings: Settings) -> SnapshotKeeper:
@@ -270,6 +283,14 @@ def build_api(
             ),
         }
 
+    forget_user = ForgetUser(PostgresErasures(database), RedisEraser(online_store, FEAST_PROJECT))
+
+    def finish_erasures() -> None:
+        try:
+            forget_user.finish(datetime.now(UTC))
+        except StoreUnavailable as error:
+            log.warning("erasures are finished later: %s", error)
+
     for warm_up in (snapshot.refresh, model.refresh, online_probe.refresh):
         warm_up()
     repeated = {
@@ -277,6 +298,7 @@ def build_api(
         model.refresh: settings.snapshot_refresh_s,
         online_probe.refresh: settings.snapshot_refresh_s,
         decisions.flush: DECISION_FLUSH_S,
+        finish_erasures: ERASURES_INTERVAL_S,
         renew_scorer: SCORER_RENEWAL * settings.candidate_features_max_age_s,
     }
     if slates is not None:
@@ -289,6 +311,9 @@ def build_api(
             lambda count: metrics.cache_invalidated("event", count),
         ),
         check_health=check,
+        propositions=PropositionStore(database),
+        users=EntityStore(database, USERS),
+        forget_user=forget_user,
         flush_decisions=decisions.flush,
     )
     return services, Background(repeated), registry

@@ -1,13 +1,15 @@
 """The event log in PostgreSQL: the only thing in this system that cannot be recomputed."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, text
 
 from app.adapters.database import Database
+from app.adapters.forgotten_users import ForgottenUsers
 from app.domain.context import context_key
 from app.domain.ports import Receipt
 from app.domain.types import Event, StoredIn
@@ -15,7 +17,7 @@ from app.domain.types import Event, StoredIn
 # Holding the head until commit makes commits, and so `received_at`, one strictly ascending sequence.
 ADVANCE_HEAD = text("""
     UPDATE log_heads SET last_at = greatest(clock_timestamp(), last_at + interval '1 microsecond')
-    WHERE name = :name RETURNING last_at""")
+    WHERE name = :name RETURNING last_at, nullif(kept_since, '-infinity') AS kept_since, has_forgotten""")
 
 _CLAIM_KEYS = text("""
     INSERT INTO event_keys (event_id, received_at)
@@ -41,6 +43,7 @@ class PostgresEventLog:
     def __init__(self, database: Database, context_fields: Sequence[str]) -> None:
         self._database = database
         self._context_fields = tuple(context_fields)
+        self._forgotten = ForgottenUsers()
 
     def append(self, events: Sequence[Event]) -> Receipt:
         if not events:
@@ -49,9 +52,12 @@ class PostgresEventLog:
         for event in events:
             first_by_id.setdefault(event.event_id, event)
         with self._database.transaction() as connection:
-            received_at = advance_head(connection, "events")
+            head = hold_head(connection, "events")
+            dropped_ids = self._dropped_ids(connection, head, first_by_id.values())
+            for event_id in dropped_ids:
+                del first_by_id[event_id]
             claimed = connection.execute(
-                _CLAIM_KEYS, {"received_at": received_at, "event_ids": list(first_by_id)}
+                _CLAIM_KEYS, {"received_at": head.last_at, "event_ids": list(first_by_id)}
             )
             new_ids = set(claimed.scalars())
             records = [
@@ -61,18 +67,53 @@ class PostgresEventLog:
             ]
             if records:
                 connection.execute(
-                    _INSERT_EVENTS, {"events": json.dumps(records), "received_at": received_at}
+                    _INSERT_EVENTS, {"events": json.dumps(records), "received_at": head.last_at}
                 )
         return Receipt(
             recorded_ids=tuple(i for i in first_by_id if i in new_ids),
-            duplicate_ids=_all_but_first([e.event_id for e in events], new_ids),
+            duplicate_ids=_all_but_first([e.event_id for e in events if e.event_id in first_by_id], new_ids),
             stored_in=StoredIn.POSTGRES,
+            dropped_ids=dropped_ids,
+        )
+
+    def _dropped_ids(
+        self, connection: Connection, head: "LogHead", events: Iterable[Event]
+    ) -> tuple[str, ...]:
+        """Events from before their user was forgotten, or from before events are kept."""
+        if not head.is_selective:
+            return ()
+        user_ids = {event.user_id for event in events if event.user_id is not None}
+        forgotten = self._forgotten.since(connection, user_ids) if head.has_forgotten else {}
+        return tuple(
+            event.event_id
+            for event in events
+            if event.occurred_at < (head.kept_since or event.occurred_at)
+            or (event.user_id in forgotten and event.occurred_at <= forgotten[event.user_id])
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LogHead:
+    """A log while its writer holds it: the time of this commit, since when it keeps rows (None: from the
+    first on), and whether there are people whose rows from before they were forgotten are left out."""
+
+    last_at: datetime
+    kept_since: datetime | None
+    has_forgotten: bool
+
+    @property
+    def is_selective(self) -> bool:
+        return self.has_forgotten or self.kept_since is not None
+
+
+def hold_head(connection: Connection, name: str) -> LogHead:
+    """The next state of the log `name`; its other writers wait for the commit."""
+    return LogHead(*connection.execute(ADVANCE_HEAD, {"name": name}).one())
+
+
 def advance_head(connection: Connection, name: str) -> datetime:
-    """The time of this commit in the log `name`; other writers of that log wait for the commit."""
-    return connection.execute(ADVANCE_HEAD, {"name": name}).scalar_one()
+    """The time of this commit in the log `name`; its other writers wait for the commit."""
+    return hold_head(connection, name).last_at
 
 
 def event_record(event: Event, ordinal: int, context_fields: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -32,6 +32,7 @@ from app.adapters.event_log import PostgresEventLog
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.import_loader import ImportLoader
 from app.adapters.keeper_process import KeeperProcess
+from app.adapters.maintenance import PostgresMaintenance
 from app.adapters.online_eraser import RedisEraser
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import RedisProbe, connect_redis
@@ -53,6 +54,7 @@ from app.features.covisits import CovisitRules
 from app.features.ports import Model
 from app.features.snapshot import Snapshot
 from app.life.forget import ForgetUser
+from app.life.maintain import Done, Retention, maintain
 from app.serving.cache import CachedRanker
 from app.serving.candidates import CandidateGenerator
 from app.serving.decisions import DecisionQueue
@@ -125,6 +127,16 @@ def build_forget_user(settings: Settings) -> ForgetUser:
         settings.redis_address, settings.redis_batch_timeout_ms, cluster=settings.redis_cluster
     )
     return ForgetUser(PostgresErasures(batch_database(settings)), RedisEraser(online_store, FEAST_PROJECT))
+
+
+def build_maintenance(settings: Settings) -> tuple[PostgresMaintenance, Callable[[datetime], Iterator[Done]]]:
+    """The tables to lock, and what to do with them then."""
+    tables = PostgresMaintenance(batch_database(settings))
+    retention = Retention(
+        settings.event_retention_days, settings.decision_retention_days, settings.forgotten_user_days
+    )
+    forget_user = build_forget_user(settings)
+    return tables, lambda now: maintain(tables, forget_user.finish, retention, settings.max_future, now)
 
 
 def build_keeper(settings: Settings) -> SnapshotKeeper:

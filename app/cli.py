@@ -246,6 +246,37 @@ def only_projector() -> Iterator:
         yield projector
 
 
+@app.command()
+def maintain() -> None:
+    """Make room for what comes and drop what is past its retention. Run it daily; twice at once does no harm."""
+    from app.bootstrap import build_maintenance
+
+    tables, work = build_maintenance(load_settings())
+    with tables.exclusive() as is_only:
+        if not is_only:
+            console.print("another process maintains this database: nothing to do")
+            return
+        for done in work(datetime.now(UTC)):
+            console.print(f"{done.what}: {done.count:,}")
+
+
+@app.command("forget-user")
+def forget_user(user_id: Annotated[str, typer.Argument(help="Whom to forget.")]) -> None:
+    """Remove a person from all stores. What is counted over many people stays."""
+    from app.bootstrap import build_forget_user
+    from app.domain.context import is_valid_id
+
+    if not is_valid_id(user_id):
+        raise typer.BadParameter("this is no id: give 1 to 200 bytes of printable text")
+    forgotten = build_forget_user(load_settings())(user_id)
+    for place, count in forgotten.counts.items():
+        console.print(f"{place}: {count:,} removed")
+    if not forgotten.is_complete:
+        raise StoreUnavailable(
+            "Redis did not answer: what it holds is removed by the service, or by `maintain`"
+        )
+
+
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
 )

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import gevent
 from alembic import command
@@ -64,6 +65,9 @@ from app.serving.refresh import Background, LiveModel, LiveSnapshot
 from app.serving.scoring import CurrentScorer
 from app.serving.suggest import Suggest
 from app.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from app.adapters.parquet_export import ParquetExport
 
 log = logging.getLogger(__name__)
 
@@ -137,6 +141,12 @@ def build_maintenance(settings: Settings) -> tuple[PostgresMaintenance, Callable
     )
     forget_user = build_forget_user(settings)
     return tables, lambda now: maintain(tables, forget_user.finish, retention, settings.max_future, now)
+
+
+def build_export(settings: Settings, folder: Path) -> "ParquetExport":
+    from app.adapters.parquet_export import ParquetExport
+
+    return ParquetExport(batch_database(settings), folder)
 
 
 def build_keeper(settings: Settings) -> SnapshotKeeper:

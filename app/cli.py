@@ -260,6 +260,31 @@ def maintain() -> None:
             console.print(f"{done.what}: {done.count:,}")
 
 
+_DAY = ["%Y-%m-%d"]
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False, help="Where the files go.")],
+    first: Annotated[datetime, typer.Option("--from", formats=_DAY, help="First day (UTC).")] = datetime(
+        1900, 1, 1
+    ),
+    last: Annotated[
+        datetime | None, typer.Option("--to", formats=_DAY, help="Last day (UTC). Default: today.")
+    ] = None,
+) -> None:
+    """Write events, decisions and features to Parquet files by day. Days that did not change are left alone."""
+    from app.bootstrap import build_export
+
+    now = datetime.now(UTC)
+    until = (last or now).date()
+    for exported in build_export(load_settings(), folder).run(first.date(), until, now):
+        console.print(
+            f"{exported.table}: {exported.written:,} days written ({exported.rows:,} rows), "
+            f"{exported.unchanged:,} unchanged, {exported.removed:,} removed"
+        )
+
+
 @app.command("forget-user")
 def forget_user(user_id: Annotated[str, typer.Argument(help="Whom to forget.")]) -> None:
     """Remove a person from all stores. What is counted over many people stays."""

@@ -196,7 +196,7 @@ def test_a_table_in_use_is_waited_for_a_moment_only_and_named(settings, history,
     try:
         with reader.cursor() as cursor:
             cursor.execute("SELECT count(*) FROM events")
-            with pytest.raises(StoreUnavailable, match="stays in use.*DROP TABLE IF EXISTS events_"):
+            with pytest.raises(StoreUnavailable, match=r"stays in use.*DROP TABLE IF EXISTS events_"):
                 run(HALF_A_YEAR)
     finally:
         reader.close()

@@ -267,7 +267,7 @@ def _batches(connection: Connection, table: ExportTable, day: date) -> Iterator[
             ORDER BY {table.time_column}, {table.identity[0]}"""),
         {"begin": _begin(day), "end": _begin(day + timedelta(days=1))},
     )
-    for rows in result.partitions():
+    for rows in result.partitions(_BATCH_ROWS):
         columns_of_rows: list[Sequence[Any]] = list(zip(*rows, strict=True))
         arrays = [pa.array(column, f.type) for column, f in zip(columns_of_rows, table.schema, strict=True)]
         yield pa.record_batch(arrays, schema=table.schema)

@@ -158,7 +158,7 @@ def import_(
     )
     console.print(
         f"new or changed: {loaded.users:,} users, {loaded.propositions:,} propositions, "
-        f"{loaded.events:,} events; {loaded.duplicate_events:,} events were known"
+        f"{loaded.events:,} events; {loaded.duplicate_events:,} events were known, or are not kept"
     )
     if report.rejected:
         errors.print(f"rejected: {report.rejected:,} lines, see {rejects}")

@@ -27,7 +27,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What an import changed: new or changed entities, new events, and events that were known."""
+    """What an import changed: new or changed entities, new events, and events that were known or are not kept."""
 
     users: int
     propositions: int

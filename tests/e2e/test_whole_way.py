@@ -82,9 +82,7 @@ class Stack:
             for process in family:
                 process.resume()
 
-    def ask(
-        self, path: str, body: dict | None = None, method: str | None = None
-    ) -> tuple[int, dict, dict]:
+    def ask(self, path: str, body: dict | None = None, method: str | None = None) -> tuple[int, dict, dict]:
         """Status, headers and body of the answer."""
         data = None if body is None else json.dumps(body).encode()
         address, headers = f"http://127.0.0.1:{self.port}{path}", {"Content-Type": "application/json"}

@@ -1,6 +1,7 @@
 """The catalog and the users over HTTP, from the request to the slate."""
 
 import json
+from urllib.parse import quote
 
 import pytest
 
@@ -70,8 +71,6 @@ def test_an_unchanged_entity_is_not_sent_twice(client):
 def test_any_id_can_stand_in_a_path(client, entity_id):
     path = send(client, "POST", "/propositions", {"propositions": [{**EDITOR, "proposition_id": entity_id}]})
     assert path.get_json()["created"] == [entity_id]
-
-    from urllib.parse import quote
 
     got = client.get(f"/propositions/{quote(entity_id, safe='')}")
 

@@ -1,12 +1,15 @@
 """People who are forgotten: nothing of them is left, and nothing of them comes back."""
 
+import itertools
 import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
+from sqlalchemy import text
 
 from app.adapters.database import service_database
 from app.adapters.decision_log import PostgresDecisionLog
@@ -18,6 +21,7 @@ from app.bootstrap import build_api, build_forget_user, build_projector, open_im
 from app.domain.errors import StoreUnavailable
 from app.domain.types import DegradationLevel, Slate, Strategy, User
 from app.life.forget import SETTLED_AFTER, ForgetUser
+from app.settings import load_settings
 from tests.builders import CONTEXT_FIELDS, count, event, proposition, query, request
 from training.dataset import build_dataset
 
@@ -208,7 +212,6 @@ def test_projectors_are_told_to_forget_what_they_keep_in_memory(settings, crowd,
 def test_forgetting_waits_for_the_projector_and_then_deletes_what_it_wrote(settings, crowd):
     erasures = PostgresErasures(service_database(settings))
     _, tables = build_projector(settings)
-    from sqlalchemy import text
 
     with ThreadPoolExecutor(1) as pool:
         with tables.batch() as (batch, _):
@@ -228,7 +231,6 @@ def test_forgetting_waits_for_the_projector_and_then_deletes_what_it_wrote(setti
 
 def test_forgetting_waits_for_decisions_under_way(settings, crowd):
     erasures = PostgresErasures(service_database(settings))
-    from sqlalchemy import text
 
     with ThreadPoolExecutor(1) as pool:
         with service_database(settings).transaction() as connection:
@@ -245,6 +247,57 @@ def test_forgetting_waits_for_decisions_under_way(settings, crowd):
         erasing.result(timeout=10)
 
     assert rows_of(settings, "u1")["decisions"] == 0
+
+
+def test_what_a_rebuild_has_made_again_is_deleted_too(settings, crowd, forget):
+    build_projector(settings)[1].start_rebuild()
+    for table in ("user_activity", "user_recent", "user_category_affinity"):
+        query(settings, f"INSERT INTO {table}_rebuild SELECT * FROM {table}")
+
+    forget("u1")
+
+    (users,) = query(
+        settings, "SELECT array_agg(DISTINCT user_id ORDER BY user_id) FROM user_activity_rebuild"
+    )[0]
+    assert users == sorted(OTHERS)
+    assert count(settings, "user_category_affinity_rebuild") == 2 * len(OTHERS)
+    assert count(settings, "user_recent_rebuild") == 2 * len(OTHERS)
+
+
+def test_under_live_traffic_nothing_from_before_is_left(settings, crowd, event_log, forget):
+    """Events of the user come in, are folded and forgotten all at once; what counts is when they happened."""
+    stop = threading.Event()
+
+    def record(first: int) -> None:
+        for n in itertools.count(first, 4):
+            if stop.is_set():
+                return
+            event_log.append([event(f"live{n}", at=datetime.now(UTC))])
+
+    def fold() -> None:
+        projector = build_projector(settings)[0]
+        while not stop.is_set():
+            projector.run()
+
+    with ThreadPoolExecutor(4) as pool:
+        workers = [pool.submit(record, 0), pool.submit(record, 1), pool.submit(fold)]
+        while rows_of(settings, "u1")["events"] < 50:
+            pass
+        for _ in range(5):
+            forget("u1")
+        stop.set()
+        for worker in workers:
+            worker.result(timeout=30)
+
+    ((forgotten_at,),) = query(settings, "SELECT forgotten_at FROM forgotten_users")
+    (occurred, received) = query(
+        settings, "SELECT min(occurred_at), min(received_at) FROM events WHERE user_id = 'u1'"
+    )[0]
+    assert occurred is None or (occurred > forgotten_at and received > forgotten_at)
+    for table in ("user_activity", "user_recent"):
+        ((oldest,),) = query(settings, f"SELECT min(event_timestamp) FROM {table} WHERE user_id = 'u1'")
+        assert oldest is None or oldest > forgotten_at
+    assert rows_of(settings, "u1")["decisions"] == rows_of(settings, "u1")["users"] == 0
 
 
 def wait_for_a_lock(settings) -> None:
@@ -269,8 +322,6 @@ def test_what_a_projector_writes_to_redis_late_is_removed_when_things_have_settl
 
 
 def test_while_redis_is_gone_the_rest_is_erased_and_redis_follows(settings, crowd, online, monkeypatch):
-    from app.settings import load_settings
-
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     without_redis = build_forget_user(load_settings())
 

@@ -12,11 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
+from datetime import UTC, datetime
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import gevent
+import redis
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -24,6 +27,7 @@ from flask import Flask
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from app.adapters import import_loader
+from app.adapters.catalog_store import USERS, EntityStore, PropositionStore
 from app.adapters.database import (
     Database,
     batch_database,
@@ -33,6 +37,7 @@ from app.adapters.database import (
 )
 from app.adapters.decision_log import PostgresDecisionLog
 from app.adapters.embedded import EmbeddedServers
+from app.adapters.erasures import PostgresErasures
 from app.adapters.event_log import PostgresEventLog
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.import_loader import ImportLoader
@@ -43,9 +48,11 @@ from app.adapters.kafka_metrics import IntakeMetrics, SenderMetrics
 from app.adapters.kafka_sender import KafkaSender
 from app.adapters.kafka_topics import KafkaProbe
 from app.adapters.keeper_process import KeeperProcess
+from app.adapters.maintenance import PostgresMaintenance
 from app.adapters.model_store import ModelStore
+from app.adapters.online_eraser import RedisEraser
 from app.adapters.online_reader import RedisOnlineReader
-from app.adapters.redis_client import RedisProbe, connect_redis
+from app.adapters.redis_client import ClusterClient, RedisProbe, connect_redis
 from app.adapters.redis_wire import open_wire
 from app.adapters.schema_file import RegistrySchema, SchemaFile
 from app.adapters.snapshots import KeeperReport, SnapshotFolder, SnapshotSource
@@ -68,6 +75,8 @@ from app.features.catalog import Catalog
 from app.features.covisits import CovisitRules
 from app.features.ports import Model
 from app.features.snapshot import Snapshot
+from app.life.forget import ForgetUser
+from app.life.maintain import Done, Retention, maintain
 from app.serving.cache import CachedRanker
 from app.serving.candidates import CandidateGenerator
 from app.serving.decisions import DecisionQueue
@@ -77,6 +86,9 @@ from app.serving.refresh import Background, LiveModel, LiveSnapshot
 from app.serving.scoring import CurrentScorer
 from app.serving.suggest import Suggest
 from app.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from app.adapters.parquet_export import ParquetExport
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +106,7 @@ DRAIN_INTERVAL_S = 0.5
 # Live events wait for a batch's commit: at some 50 us per event that is a small part of their timeout.
 DRAIN_BATCH_EVENTS = 250
 SCHEMA_INTERVAL_S = 5.0
+ERASURES_INTERVAL_S = 60.0
 # Of the time that candidates' features may be old: early enough to be done before it is over.
 SCORER_RENEWAL = 0.8
 # How long requests wait at most for the interpreter when a thread beside them computes.
@@ -143,6 +156,43 @@ def build_projector(settings: Settings) -> tuple[Projector, FeatureTables]:
         CovisitRules(settings.covisit_window_s, settings.covisit_half_life_s),
         settings.project_batch_events,
     ), tables
+
+
+def build_forget_user(settings: Settings) -> ForgetUser:
+    online_store = connect_redis(
+        settings.redis_address, settings.redis_batch_timeout_ms, cluster=settings.redis_cluster
+    )
+    return _forget_user(settings, batch_database(settings), online_store)
+
+
+def _forget_user(
+    settings: Settings,
+    database: Database,
+    online_store: redis.Redis | ClusterClient,
+    run_aside: Callable[[Callable], Any] = lambda work: work(),
+) -> ForgetUser:
+    spool = SpoolFolder(settings.spool_dir, settings.spool_max_bytes)
+    return ForgetUser(
+        PostgresErasures(database),
+        RedisEraser(online_store, FEAST_PROJECT),
+        lambda user_id: run_aside(lambda: spool.forget_user(user_id)),
+    )
+
+
+def build_maintenance(settings: Settings) -> tuple[PostgresMaintenance, Callable[[datetime], Iterator[Done]]]:
+    """The tables to lock, and what to do with them then."""
+    tables = PostgresMaintenance(batch_database(settings))
+    retention = Retention(
+        settings.event_retention_days, settings.decision_retention_days, settings.forgotten_user_days
+    )
+    forget_user = build_forget_user(settings)
+    return tables, lambda now: maintain(tables, forget_user.finish, retention, settings.max_future, now)
+
+
+def build_export(settings: Settings, folder: Path) -> "ParquetExport":
+    from app.adapters.parquet_export import ParquetExport
+
+    return ParquetExport(batch_database(settings), folder)
 
 
 def build_keeper(settings: Settings) -> SnapshotKeeper:
@@ -353,6 +403,14 @@ def build_api(
             statuses["kafka"] = DependencyStatus(problem is None, problem or "answers")
         return statuses
 
+    forget_user = _forget_user(settings, database, online_store, run_aside)
+
+    def finish_erasures() -> None:
+        try:
+            forget_user.finish(datetime.now(UTC))
+        except StoreUnavailable as error:
+            log.warning("erasures are finished later: %s", error)
+
     for warm_up in (snapshot.refresh, model.refresh, online_probe.refresh):
         warm_up()
     repeated = {
@@ -360,6 +418,7 @@ def build_api(
         model.refresh: settings.snapshot_refresh_s,
         online_probe.refresh: settings.snapshot_refresh_s,
         decisions.flush: DECISION_FLUSH_S,
+        finish_erasures: ERASURES_INTERVAL_S,
         renew_scorer: SCORER_RENEWAL * settings.candidate_features_max_age_s,
     }
     if slates is not None:
@@ -375,6 +434,9 @@ def build_api(
         record_events=record_events,
         count_events=event_metrics.events,
         check_health=check,
+        propositions=PropositionStore(database),
+        users=EntityStore(database, USERS),
+        forget_user=forget_user,
         flush_decisions=decisions.flush,
     )
     return services, Background(repeated), registry

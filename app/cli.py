@@ -160,7 +160,7 @@ def import_(
     )
     console.print(
         f"new or changed: {loaded.users:,} users, {loaded.propositions:,} propositions, "
-        f"{loaded.events:,} events; {loaded.duplicate_events:,} events were known"
+        f"{loaded.events:,} events; {loaded.duplicate_events:,} events were known, or are not kept"
     )
     if report.rejected:
         errors.print(f"rejected: {report.rejected:,} lines, see {rejects}")
@@ -249,6 +249,62 @@ def only_projector() -> Iterator:
                 "another projector runs on this database: stop it, or let it do the work"
             )
         yield projector
+
+
+@app.command()
+def maintain() -> None:
+    """Make room for what comes and drop what is past its retention. Run it daily; twice at once does no harm."""
+    from app.bootstrap import build_maintenance
+
+    tables, work = build_maintenance(load_settings())
+    with tables.exclusive() as is_only:
+        if not is_only:
+            console.print("another process maintains this database: nothing to do")
+            return
+        for done in work(datetime.now(UTC)):
+            console.print(f"{done.what}: {done.count:,}")
+
+
+_DAY = ["%Y-%m-%d"]
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", file_okay=False, help="Where the files go.")],
+    first: Annotated[datetime, typer.Option("--from", formats=_DAY, help="First day (UTC).")] = datetime(
+        1900, 1, 1
+    ),
+    last: Annotated[
+        datetime | None, typer.Option("--to", formats=_DAY, help="Last day (UTC). Default: today.")
+    ] = None,
+) -> None:
+    """Write events, decisions and features to Parquet files by day. Days that did not change are left alone."""
+    from app.bootstrap import build_export
+
+    now = datetime.now(UTC)
+    until = (last or now).date()
+    for exported in build_export(load_settings(), folder).run(first.date(), until, now):
+        console.print(
+            f"{exported.table}: {exported.written:,} days written ({exported.rows:,} rows), "
+            f"{exported.unchanged:,} unchanged, {exported.removed:,} removed"
+        )
+
+
+@app.command("forget-user")
+def forget_user(user_id: Annotated[str, typer.Argument(help="Whom to forget.")]) -> None:
+    """Remove a person from all stores. What is counted over many people stays."""
+    from app.bootstrap import build_forget_user
+    from app.domain.context import is_valid_id
+
+    if not is_valid_id(user_id):
+        raise typer.BadParameter("this is no id: give 1 to 200 bytes of printable text")
+    forgotten = build_forget_user(load_settings())(user_id)
+    for place, count in forgotten.counts.items():
+        console.print(f"{place}: {count:,} removed")
+    if not forgotten.is_complete:
+        raise StoreUnavailable(
+            "Redis did not answer: what it holds is removed by the service, or by `maintain`"
+        )
 
 
 @app.command(

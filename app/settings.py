@@ -245,6 +245,27 @@ class Settings(BaseSettings):
     )
     project_batch_events: int = Field(5_000, ge=1, description="Events that the projector folds per commit.")
 
+    event_retention_days: int = Field(
+        730,
+        ge=0,
+        le=36_500,
+        description="Days for which `propositions maintain` keeps events, their ids and the feature rows that "
+        "go with them; older events are not taken in any more. 0: for ever.",
+    )
+    decision_retention_days: int = Field(
+        730,
+        ge=0,
+        le=36_500,
+        description="Days for which `propositions maintain` keeps logged decisions. 0: for ever.",
+    )
+    forgotten_user_days: int = Field(
+        365,
+        ge=0,
+        le=36_500,
+        description="Days for which late copies of the events of a forgotten user are recognized and dropped, "
+        "wherever they waited. 0: for ever.",
+    )
+
     @field_validator("half_lives_s", "context_fields", mode="before")
     @classmethod
     def _split_commas(cls, value: Any) -> Any:

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 import orjson
-from sqlalchemy import text
+from sqlalchemy import Connection, text
 
 from app.adapters.database import Database
+from app.adapters.forgotten_users import ForgottenUsers
 from app.domain.types import Slate, SuggestRequest
 
 _INSERT = text("""
@@ -14,16 +15,35 @@ _INSERT = text("""
     ON CONFLICT DO NOTHING""")
 
 
+# Held until the commit, which whoever forgets a user waits for: no decision slips in behind their back.
+_HOLD_HEAD = text("SELECT has_forgotten FROM log_heads WHERE name = 'decisions' FOR SHARE")
+
+_Decision = tuple[SuggestRequest, Slate]
+
+
 class PostgresDecisionLog:
     """Implements `DecisionLog`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._forgotten = ForgottenUsers()
 
-    def append(self, decisions: Sequence[tuple[SuggestRequest, Slate]]) -> None:
-        records = [_record(request, slate) for request, slate in decisions]
+    def append(self, decisions: Sequence[_Decision]) -> None:
         with self._database.transaction() as connection:
+            if connection.execute(_HOLD_HEAD).scalar_one():
+                decisions = self._of_known_users(connection, decisions)
+            records = [_record(request, slate) for request, slate in decisions]
             connection.execute(_INSERT, {"decisions": orjson.dumps(records).decode()})
+
+    def _of_known_users(self, connection: Connection, decisions: Sequence[_Decision]) -> list[_Decision]:
+        """Without those from before their user was forgotten."""
+        user_ids = {request.user_id for request, _ in decisions if request.user_id is not None}
+        forgotten = self._forgotten.since(connection, user_ids)
+        return [
+            (request, slate)
+            for request, slate in decisions
+            if request.user_id not in forgotten or slate.decided_at > forgotten[request.user_id]
+        ]
 
 
 def _record(request: SuggestRequest, slate: Slate) -> dict:

@@ -11,29 +11,20 @@ from datetime import datetime
 
 from sqlalchemy import Connection, text
 
+from app.adapters.catalog_store import PROPOSITIONS, USERS, EntityTable, merge
 from app.adapters.copying import copy_rows, text_array
 from app.adapters.database import Database
-from app.adapters.event_log import advance_head
+from app.adapters.event_log import LogHead, hold_head
+from app.adapters.forgotten_users import ForgottenUsers
 from app.domain.context import context_key
 from app.domain.ports import Loaded
 from app.domain.types import Event, Proposition, User
+from app.features.fold import BEGINNING
 
 _FLUSH_ROWS = 5_000
 _CHUNK_EVENTS = 20_000
 
-_USER_COLUMNS = ("user_id", "age_years", "gender", "segment", "attributes", "created_at")
-_PROPOSITION_COLUMNS = (
-    "proposition_id",
-    "title",
-    "category",
-    "tags",
-    "value",
-    "is_active",
-    "starts_at",
-    "ends_at",
-    "attributes",
-    "created_at",
-)
+_USER_COLUMNS, _PROPOSITION_COLUMNS = tuple(USERS.columns), tuple(PROPOSITIONS.columns)
 _EVENT_COLUMNS = (
     "event_id",
     "event_type",
@@ -75,6 +66,7 @@ class ImportLoader:
     def __init__(self, connection: Connection, context_fields: Sequence[str]) -> None:
         self._connection = connection
         self._context_fields = tuple(context_fields)
+        self._forgotten = ForgottenUsers()
         self._users: list[tuple] = []
         self._propositions: list[tuple] = []
         self._events: list[tuple] = []
@@ -95,8 +87,8 @@ class ImportLoader:
         """Merges what was added. All times move by the same span with `shift_to_now`."""
         self._flush()
         shift = self._shift_to_now() if shift_to_now else "0 seconds"
-        users = self._merge("users", "user_id", _USER_COLUMNS, _PROFILE, shift)
-        propositions = self._merge("propositions", "proposition_id", _PROPOSITION_COLUMNS, _CATALOG, shift)
+        users = self._merge(USERS, shift)
+        propositions = self._merge(PROPOSITIONS, shift)
         events, duplicates = self._merge_events(shift)
         return Loaded(users, propositions, events, duplicates)
 
@@ -129,28 +121,15 @@ class ImportLoader:
             text("SELECT coalesce(now() - max(occurred_at), interval '0')::text FROM staged_events")
         ).scalar_one()
 
-    def _merge(self, table: str, key: str, columns: Sequence[str], history: str, shift: str) -> int:
-        """Inserts or changes entities, and notes a new version of those that differ; returns their number."""
-        changed = ", ".join(f"{c} = excluded.{c}" for c in columns if c not in (key, "created_at"))
-        compared = ", ".join(c for c in columns if c != "created_at")
+    def _merge(self, table: EntityTable, shift: str) -> int:
+        """Merges what was staged for a table; returns how many entities are new or differ."""
+        columns = [c for c in table.columns if c != "created_at"]
+        source = f"""(
+            SELECT {", ".join(columns)}, created_at + CAST(:shift AS interval) AS created_at, line
+            FROM staged_{table.name}) AS staged"""
         with _transaction(self._connection):
-            at = advance_head(self._connection, "catalog")
-            return self._connection.execute(
-                text(f"""
-                    WITH merged AS (
-                        INSERT INTO {table} AS known ({", ".join(columns)}, updated_at)
-                        SELECT DISTINCT ON ({key})
-                            {", ".join(c for c in columns if c != "created_at")},
-                            created_at + CAST(:shift AS interval), :at
-                        FROM staged_{table} ORDER BY {key}, line DESC
-                        ON CONFLICT ({key}) DO UPDATE SET {changed}, updated_at = excluded.updated_at
-                        WHERE ({", ".join(f"known.{c}" for c in compared.split(", "))})
-                            IS DISTINCT FROM ({", ".join(f"excluded.{c}" for c in compared.split(", "))})
-                        RETURNING *
-                    ), noted AS ({history})
-                    SELECT count(*) FROM merged"""),
-                {"shift": shift, "at": at},
-            ).scalar_one()
+            (changed,) = merge(self._connection, table, source, {"shift": shift})
+            return changed
 
     def _merge_events(self, shift: str) -> tuple[int, int]:
         self._connection.execute(text("CREATE INDEX ON staged_events (occurred_at, line)"))
@@ -193,7 +172,9 @@ class ImportLoader:
             folded_until = self._connection.execute(
                 text("SELECT folded_until FROM projection FOR UPDATE")
             ).scalar_one()
-            advance_head(self._connection, "events")
+            head = hold_head(self._connection, "events")
+            if head.is_selective:
+                self._leave_out(head, after, until, shift)
             recorded, oldest = self._connection.execute(
                 _MERGE_CHUNK, {"after": after, "until": until, "shift": shift}
             ).one()
@@ -204,38 +185,56 @@ class ImportLoader:
                 )
             return recorded
 
+    def _leave_out(self, head: LogHead, after: datetime | None, until: datetime, shift: str) -> None:
+        """Takes events out of a chunk that are from before events are kept, or before their user was forgotten."""
+        chunk = {"after": after, "until": until, "shift": shift}
+        users = self._connection.execute(text(f"SELECT DISTINCT user_id {_CHUNK} AND user_id <> ''"), chunk)
+        forgotten = (
+            self._forgotten.since(self._connection, set(users.scalars())) if head.has_forgotten else {}
+        )
+        self._connection.execute(
+            text(f"DELETE {_CHUNK} AND occurred_at + CAST(:shift AS interval) < :kept_since"),
+            {**chunk, "kept_since": head.kept_since or BEGINNING},
+        )
+        for user_id, forgotten_at in forgotten.items():
+            self._connection.execute(
+                text(f"""
+                    DELETE {_CHUNK} AND user_id = :user_id
+                        AND occurred_at + CAST(:shift AS interval) <= :forgotten_at"""),
+                {**chunk, "user_id": user_id, "forgotten_at": forgotten_at},
+            )
+
     def _note_known_before(self, first_event_at: datetime) -> None:
         """Lets the oldest version of every entity in these events hold from before the first of them.
 
         History tells what happened to an entity, rarely when it was entered; without this, training on
         imported events would not know any user or proposition.
         """
-        for table, key, columns in (
-            ("user_profile", "user_id", "age_years, gender, segment"),
-            ("proposition_catalog", "proposition_id", "category, value, created_at_s"),
-        ):
-            self._connection.execute(
-                text(f"""
-                    INSERT INTO {table} ({key}, {columns}, event_timestamp)
-                    SELECT {key}, {columns}, :first - interval '1 second'
-                    FROM (SELECT DISTINCT {key} FROM staged_events WHERE {key} IS NOT NULL) AS seen
-                    CROSS JOIN LATERAL (
-                        SELECT {columns}, event_timestamp FROM {table} AS version
-                        WHERE version.{key} = seen.{key} ORDER BY event_timestamp LIMIT 1
-                    ) AS oldest
-                    WHERE oldest.event_timestamp >= :first
-                    ON CONFLICT DO NOTHING"""),
-                {"first": first_event_at},
-            )
+        with _transaction(self._connection):
+            # Whoever forgets a user waits, so that no version is copied which they delete.
+            self._connection.execute(text("SELECT FROM log_heads WHERE name = 'users' FOR UPDATE"))
+            for table, key, columns in (
+                ("user_profile", "user_id", "age_years, gender, segment"),
+                ("proposition_catalog", "proposition_id", "category, value, created_at_s"),
+            ):
+                self._connection.execute(
+                    text(f"""
+                        INSERT INTO {table} ({key}, {columns}, event_timestamp)
+                        SELECT {key}, {columns}, :first - interval '1 second'
+                        FROM (SELECT DISTINCT {key} FROM staged_events WHERE {key} IS NOT NULL) AS seen
+                        CROSS JOIN LATERAL (
+                            SELECT {columns}, event_timestamp FROM {table} AS version
+                            WHERE version.{key} = seen.{key} ORDER BY event_timestamp LIMIT 1
+                        ) AS oldest
+                        WHERE oldest.event_timestamp >= :first
+                        ON CONFLICT DO NOTHING"""),
+                    {"first": first_event_at},
+                )
 
 
-_PROFILE = """
-    INSERT INTO user_profile (user_id, age_years, gender, segment, event_timestamp)
-    SELECT user_id, age_years, gender, segment, updated_at FROM merged"""
-
-_CATALOG = """
-    INSERT INTO proposition_catalog (proposition_id, category, value, created_at_s, event_timestamp)
-    SELECT proposition_id, category, value, extract(epoch FROM created_at)::float8, updated_at FROM merged"""
+_CHUNK = """
+    FROM staged_events
+    WHERE (CAST(:after AS timestamptz) IS NULL OR occurred_at > :after) AND occurred_at <= :until"""
 
 # An imported event was received when it happened: what came before it was known by then.
 _MERGE_CHUNK = text("""

@@ -44,8 +44,10 @@ _VERSION = text("""
     SELECT generation::text, nullif(folded_until, '-infinity'), nullif(last_at, '-infinity')
     FROM projection, log_heads WHERE name = 'catalog'""")
 
+# A deleted proposition is known to a snapshot as one that may never be shown.
 _PROPOSITIONS = text("""
-    SELECT proposition_id, title, category, tags, value, is_active, starts_at, ends_at, attributes, created_at
+    SELECT proposition_id, title, category, tags, value, is_active AND deleted_at IS NULL AS is_active,
+           starts_at, ends_at, attributes, created_at
     FROM propositions WHERE updated_at > :after ORDER BY proposition_id""")
 
 _ATTRIBUTES = text("""

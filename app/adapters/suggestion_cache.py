@@ -28,7 +28,7 @@ class RedisSlateStore:
         self._waiting: list[bytes] = []
 
     def find(self, user_id: str | None, key: str, timeout_s: float) -> Kept:
-        packed = hiredis.pack_command((b"HMGET", _redis_key(user_id), _EPOCH, key.encode()))
+        packed = hiredis.pack_command((b"HMGET", slates_key(user_id), _EPOCH, key.encode()))
         ((epoch, kept),) = self._wire.ask(packed, 1, timeout_s)
         try:
             now_epoch = int(epoch or 0)
@@ -41,7 +41,7 @@ class RedisSlateStore:
 
     def keep(self, user_id: str | None, key: str, epoch: int, slate: Slate) -> None:
         if len(self._waiting) < MOST_WAITING:
-            redis_key = _redis_key(user_id)
+            redis_key = slates_key(user_id)
             content = orjson.dumps([epoch, _record(slate)])
             packed = hiredis.pack_command((b"HSET", redis_key, key.encode(), content))
             self._waiting.append(packed + self._expire(redis_key))
@@ -53,8 +53,8 @@ class RedisSlateStore:
 
     def forget(self, user_ids: Collection[str]) -> None:
         packed = b"".join(
-            hiredis.pack_command((b"HINCRBY", _redis_key(user_id), _EPOCH, b"1"))
-            + self._expire(_redis_key(user_id))
+            hiredis.pack_command((b"HINCRBY", slates_key(user_id), _EPOCH, b"1"))
+            + self._expire(slates_key(user_id))
             for user_id in user_ids
         )
         if packed:
@@ -64,7 +64,8 @@ class RedisSlateStore:
         return hiredis.pack_command((b"PEXPIRE", redis_key, self._expiry_ms))
 
 
-def _redis_key(user_id: str | None) -> bytes:
+def slates_key(user_id: str | None) -> bytes:
+    """Where the slates of a user are kept."""
     # Ids are never empty.
     return _KEY_PREFIX + (user_id or "").encode()
 

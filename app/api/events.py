@@ -17,6 +17,8 @@ from app.domain.ports import Receipt
 from app.domain.types import Event, StoredIn
 from app.events.reading import BATCH_FIELD, EventReader, NoEvents, NotJson, Refused, Submission
 
+NOT_KEPT = "is from a time whose events are not kept, of everybody or of this user"
+
 
 def event_routes(
     reader: EventReader,
@@ -33,21 +35,21 @@ def event_routes(
     def post_log_event() -> Response:
         submission = _submission(reader)
         events = [item for item in submission.items if isinstance(item, Event)]
-        rejected = len(submission.items) - len(events)
-        if rejected:
-            count(EventOutcome.REJECTED, None, rejected)
         if not events:
+            count(EventOutcome.REJECTED, None, len(submission.items))
             return unprocessable(_problems(submission))
         receipt = record(events)
         outcomes = list(_outcomes(submission, receipt))
-        for outcome, number in Counter(told["outcome"] for told in outcomes).items():
-            if outcome != EventOutcome.REJECTED:
-                count(outcome, receipt.stored_in, number)
+        by_outcome = Counter((told["outcome"], told["stored_in"]) for told in outcomes)
+        for (outcome, stored_in), number in by_outcome.items():
+            count(outcome, stored_in, number)
+        if not receipt.recorded_ids and not receipt.duplicate_ids:
+            return unprocessable([FieldProblem(**error) for told in outcomes for error in told["errors"]])
         answer = {
             "events": outcomes,
             "recorded": receipt.recorded_ids,
             "duplicates": receipt.duplicate_ids,
-            "rejected": rejected,
+            "rejected": by_outcome[EventOutcome.REJECTED, None],
         }
         return Response(orjson.dumps(answer), 202, mimetype="application/json")
 
@@ -78,11 +80,14 @@ def _submission(reader: EventReader) -> Submission:
 
 def _outcomes(submission: Submission, receipt: Receipt) -> Iterator[dict[str, Any]]:
     """What became of each event, in the order of the request. Of equal ids the first is the recorded one."""
-    new_ids = set(receipt.recorded_ids)
+    new_ids, dropped_ids = set(receipt.recorded_ids), set(receipt.dropped_ids)
     for number, item in enumerate(submission.items):
         if isinstance(item, Refused):
             errors = [problem.model_dump() for problem in _field_problems(item, number, submission.is_batch)]
             yield _outcome(item.event_id, EventOutcome.REJECTED, None, errors)
+        elif item.event_id in dropped_ids:
+            problem = FieldProblem(field=_path("timestamp", number, submission.is_batch), reason=NOT_KEPT)
+            yield _outcome(item.event_id, EventOutcome.REJECTED, None, [problem.model_dump()])
         elif item.event_id in new_ids:
             new_ids.remove(item.event_id)
             yield _outcome(item.event_id, EventOutcome.RECORDED, receipt.stored_in, ())
@@ -107,7 +112,10 @@ def _problems(submission: Submission) -> list[FieldProblem]:
 
 def _field_problems(refused: Refused, number: int, is_batch: bool) -> Iterator[FieldProblem]:
     """What is wrong with an event, by the path from the body to it."""
-    place = f"{BATCH_FIELD}.{number}" if is_batch else ""
     for error in refused.errors:
-        field = ".".join(part for part in (place, error.path) if part)
-        yield FieldProblem(field=field or "body", reason=error.reason)
+        yield FieldProblem(field=_path(error.path, number, is_batch), reason=error.reason)
+
+
+def _path(path: str, number: int, is_batch: bool) -> str:
+    place = f"{BATCH_FIELD}.{number}" if is_batch else ""
+    return ".".join(part for part in (place, path) if part) or "body"

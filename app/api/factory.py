@@ -10,16 +10,20 @@ from flask.json.provider import JSONProvider
 from flask_openapi import Info, OpenAPI
 from prometheus_client import CollectorRegistry
 from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
+from werkzeug.routing import BaseConverter
 
+from app.api.catalog import catalog_routes, user_routes
 from app.api.events import event_routes
 from app.api.health import DependencyStatus, health_routes
 from app.api.logs import log_requests
 from app.api.problems import Problem, invalid_body, register_error_handlers
 from app.api.schemas import EventOutcome
 from app.api.suggest import suggest_routes
+from app.domain.ports import PropositionStore, UserStore
 from app.domain.types import StoredIn
 from app.events.reading import EventReader
 from app.events.record import RecordEvents
+from app.life.forget import ForgetUser
 from app.serving.suggest import Suggest
 from app.settings import Settings
 
@@ -29,8 +33,18 @@ class ApiServices:
     suggest: Suggest
     record_events: RecordEvents
     count_events: Callable[[EventOutcome, StoredIn | None, int], None]
+    propositions: PropositionStore
+    users: UserStore
+    forget_user: ForgetUser
     check_health: Callable[[], Mapping[str, DependencyStatus]]
     flush_decisions: Callable[[], None]
+
+
+class IdConverter(BaseConverter):
+    """An id as a path's last part: slashes are as good as any other sign."""
+
+    part_isolating = False
+    regex = ".+"
 
 
 class OrjsonProvider(JSONProvider):
@@ -59,6 +73,8 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
     app.openapi_version = "3.1.0"
     app.json = OrjsonProvider(app)
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.url_map.converters["id"] = IdConverter
+    app.url_map.merge_slashes = False
     log_requests(app)
     register_error_handlers(app, settings.retry_after_s)
     app.register_api(
@@ -77,6 +93,8 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
             services.count_events,
         )
     )
+    app.register_api(catalog_routes(services.propositions))
+    app.register_api(user_routes(services.users, services.forget_user))
     app.register_api(health_routes(services.check_health))
     app.add_url_rule("/openapi.json", "openapi_json", lambda: app.api_doc)
     app.add_url_rule("/docs", "docs", lambda: redirect("/docs/swagger"))

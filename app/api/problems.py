@@ -15,6 +15,7 @@ log = logging.getLogger(__name__)
 
 # Not JSON, too large, not declared as JSON: the body as a whole is the wrong field.
 BODY_ERRORS = (400, 413, 415)
+METHODS_WITH_BODY = ("POST", "PUT")
 MAX_DRAINED_BYTES = 16_777_216
 
 
@@ -50,15 +51,20 @@ def problem_response(status: int, title: str, detail: str, errors: Sequence[Fiel
 
 
 def invalid_body(error: ValidationError) -> Response:
-    """422 for a body that is JSON but not of the schema; 400 and 415 for one that is not JSON."""
+    """422 for a path that is wrong, or a body that is JSON but not of the schema; 400 and 415 for one that is not JSON."""
+    if request.method in METHODS_WITH_BODY:
+        _require_json()
+    problems = [FieldProblem(field=field_path(e["loc"]), reason=e["msg"]) for e in error.errors()]
+    return unprocessable(problems)
+
+
+def _require_json() -> None:
     if not request.is_json:
         raise UnsupportedMediaType("send the body as application/json")
     try:
         orjson.loads(request.get_data())
     except orjson.JSONDecodeError as not_json:
         raise BadRequest(f"the body is not JSON: {not_json}") from not_json
-    problems = [FieldProblem(field=field_path(e["loc"]), reason=e["msg"]) for e in error.errors()]
-    return unprocessable(problems)
 
 
 def unprocessable(problems: Sequence[FieldProblem]) -> Response:

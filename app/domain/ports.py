@@ -1,29 +1,33 @@
 """What the inner layers need from the outside. Adapters implement these; tests have fakes of them."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from app.domain.budget import TimeBudget
-from app.domain.types import Event, Slate, StoredIn, SuggestRequest
+from app.domain.types import Event, Proposition, Slate, StoredIn, SuggestRequest, User
+
+Entity = TypeVar("Entity", User, Proposition)
 
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """What became of recorded events: ids that are new, and ids that had been recorded before.
 
-    Only PostgreSQL knows all ids: elsewhere a duplicate is one that is repeated within the call.
+    Only PostgreSQL knows all ids: elsewhere a duplicate is one that is repeated within the call. Dropped
+    are events of people who were forgotten since, and those older than events are kept.
     """
 
     recorded_ids: tuple[str, ...]
     duplicate_ids: tuple[str, ...]
     stored_in: StoredIn
+    dropped_ids: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """What an import changed: new or changed entities, new events, and events that were known."""
+    """What an import changed: new or changed entities, new events, and events that were known or are not kept."""
 
     users: int
     propositions: int
@@ -37,6 +41,79 @@ class EventLog(Protocol):
 
         Raises:
             StoreUnavailable: nothing was stored.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Upserted:
+    """What became of entities, by id: each id is in one of the three."""
+
+    created_ids: tuple[str, ...] = ()
+    changed_ids: tuple[str, ...] = ()
+    unchanged_ids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Stored(Generic[Entity]):
+    """An entity, and when it was changed last: that moment names its version."""
+
+    entity: Entity
+    updated_at: datetime
+
+
+class EntityStore(Protocol[Entity]):
+    """Users or propositions. Every method raises StoreUnavailable when nothing was stored or found out."""
+
+    def upsert(self, entities: Sequence[Entity]) -> Upserted:
+        """Makes these entities what is stored under their ids; the last one of an id counts.
+
+        `created_at` stays as it was stored first.
+        """
+
+    def find(self, entity_id: str) -> Stored[Entity] | None:
+        """The entity as it is stored; None if there is none."""
+
+
+class PropositionStore(EntityStore[Proposition], Protocol):
+    def delete(self, proposition_id: str) -> bool:
+        """Takes a proposition out of all slates; what happened to it stays. False if there is none."""
+
+
+UserStore = EntityStore[User]
+
+
+@dataclass(frozen=True, slots=True)
+class Erasure:
+    """What was deleted of a person, in rows by table, and under which keys crossed with categories."""
+
+    user_id: str
+    user_category_keys: tuple[str, ...]
+    counts: Mapping[str, int]
+    erased_at: datetime
+
+
+class Erasures(Protocol):
+    """All methods raise StoreUnavailable when the store does not answer."""
+
+    def erase(self, user_id: str, elsewhere: Mapping[str, int]) -> Erasure:
+        """Deletes all that is stored of a person, and sees to it that nothing from before comes back.
+
+        The audit line holds the counts, also those from `elsewhere`, and not the id.
+        """
+
+    def unfinished(self, until: datetime) -> list[Erasure]:
+        """Erasures up to a moment that were not finished, without their counts."""
+
+    def finish(self, erasure: Erasure) -> None:
+        """Forgets whom an erasure was about."""
+
+
+class OnlineEraser(Protocol):
+    def erase(self, user_id: str, user_category_keys: Sequence[str]) -> int:
+        """Removes rows and slates of a person from the online store; returns how many keys it had.
+
+        Raises:
+            StoreUnavailable: it does not answer.
         """
 
 

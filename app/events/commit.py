@@ -160,14 +160,17 @@ def _fail(group: Sequence[_Call], error: Exception) -> None:
 
 def _hand_out(receipt: Receipt, group: Sequence[_Call]) -> None:
     """Gives each caller its part. Of those that sent the same id, it is new to the first."""
-    unclaimed = set(receipt.recorded_ids)
+    unclaimed, dropped_ids = set(receipt.recorded_ids), set(receipt.dropped_ids)
     for call in group:
         recorded: dict[str, None] = {}
         repeated: dict[str, None] = {}
+        dropped: dict[str, None] = {}
         for event in call.events:
-            if event.event_id in unclaimed:
+            if event.event_id in dropped_ids:
+                dropped[event.event_id] = None
+            elif event.event_id in unclaimed:
                 unclaimed.remove(event.event_id)
                 recorded[event.event_id] = None
             else:
                 repeated[event.event_id] = None
-        call.receipt = Receipt(tuple(recorded), tuple(repeated), receipt.stored_in)
+        call.receipt = Receipt(tuple(recorded), tuple(repeated), receipt.stored_in, tuple(dropped))

@@ -64,9 +64,9 @@ def test_every_route_is_documented_and_every_documented_one_exists(settings):
 
     services, _, registry = build_api(settings)
     app = create_app(settings, services, registry)
-    documented = set(re.findall(r"^\| `(GET|POST) (/[a-z_/.]*)`", README, re.MULTILINE))
+    documented = set(re.findall(r"^\| `(GET|POST|PUT|DELETE) (/[a-z_/.{}]*)`", README, re.MULTILINE))
     served = {
-        (method, rule.rule)
+        (method, re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule))
         for rule in app.url_map.iter_rules()
         for method in rule.methods - {"HEAD", "OPTIONS"}
         if not rule.rule.startswith("/docs/")

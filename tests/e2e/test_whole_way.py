@@ -82,10 +82,11 @@ class Stack:
             for process in family:
                 process.resume()
 
-    def ask(self, path: str, body: dict | None = None) -> tuple[int, dict, dict]:
+    def ask(self, path: str, body: dict | None = None, method: str | None = None) -> tuple[int, dict, dict]:
         """Status, headers and body of the answer."""
         data = None if body is None else json.dumps(body).encode()
-        request = Request(f"http://127.0.0.1:{self.port}{path}", data, {"Content-Type": "application/json"})
+        address, headers = f"http://127.0.0.1:{self.port}{path}", {"Content-Type": "application/json"}
+        request = Request(address, data, headers, method=method)
         try:
             with urlopen(request, timeout=10) as response:
                 return response.status, dict(response.headers), _parsed(response.read())
@@ -215,6 +216,27 @@ def test_a_changed_catalog_is_seen_by_all_workers(stack, tmp_path):
     path.write_text(json.dumps({**changed, "is_active": False}))
     assert stack.run("import", str(path)).returncode == 0
     wait_until(lambda: answers() == [])
+
+
+def test_what_is_put_over_http_is_shown_by_all_workers_until_it_is_deleted(stack):
+    def answers() -> list[dict]:
+        slates = [stack.suggest("4", candidates=["fresh"]) for _ in range(8)]
+        return [proposition for slate in slates for proposition in slate["propositions"]]
+
+    assert stack.ask("/propositions/fresh", {"title": "Fresh"}, method="PUT")[0] == 201
+    wait_until(lambda: [p["title"] for p in answers()] == ["Fresh"] * 8)
+
+    assert stack.ask("/propositions/fresh", method="DELETE")[0] == 204
+    wait_until(lambda: answers() == [])
+
+
+def test_a_user_who_is_forgotten_is_nobody_to_the_next_slate(stack):
+    assert stack.suggest("5")["features"]["user"] == "fresh"
+
+    status, _, body = stack.ask("/users/5", method="DELETE")
+
+    assert status == 200 and body["is_complete"] and body["removed"]["events"] > 0
+    assert stack.suggest("5")["features"]["user"] == "missing"
 
 
 def test_another_model_serves_soon_after_it_was_promoted_and_no_request_fails(stack):

@@ -99,8 +99,8 @@ def _raise_if_outage(error: Exception) -> None:
     COPY goes past SQLAlchemy, so psycopg2's own errors arrive here as well.
     """
     cause = getattr(error, "orig", None) or error
-    if isinstance(cause, psycopg2.errors.UndefinedTable):
-        raise StoreUnavailable("the database lacks tables: run `propositions migrate`") from error
+    if isinstance(cause, (psycopg2.errors.UndefinedTable, psycopg2.errors.UndefinedColumn)):
+        raise StoreUnavailable("the database lacks tables or columns: run `propositions migrate`") from error
     if isinstance(error, PoolTimeoutError) or isinstance(cause, _OUTAGES):
         raise StoreUnavailable(f"PostgreSQL did not answer: {_first_line(error)}") from error
 

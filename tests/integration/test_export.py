@@ -1,6 +1,9 @@
 """Exports: what DuckDB reads is what PostgreSQL holds."""
 
 import json
+import os
+import subprocess
+import sys
 from datetime import UTC, date, datetime, timedelta
 
 import duckdb
@@ -227,3 +230,13 @@ def test_rows_go_through_memory_a_part_at_a_time(history, run, tmp_path, monkeyp
 
     file = pq.ParquetFile(tmp_path / "out/events/date=2026-05-16/part-0.parquet")
     assert [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)] == [5, 5, 2]
+
+
+def test_the_command_tells_what_it_wrote_and_takes_days(history, tmp_path):
+    command = [sys.executable, "-m", "app", "export", str(tmp_path / "out"), "--from", "2026-05-16"]
+
+    done = subprocess.run([*command, "--to", "2026-05-16"], capture_output=True, text=True, env=os.environ)
+
+    assert done.returncode == 0
+    assert "events: 1 days written (12 rows), 0 unchanged, 0 removed" in done.stdout
+    assert len(read(tmp_path / "out", "events")) == 12

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -299,6 +302,18 @@ def test_under_live_traffic_nothing_from_before_is_left(settings, crowd, event_l
         ((oldest,),) = query(settings, f"SELECT min(event_timestamp) FROM {table} WHERE user_id = 'u1'")
         assert oldest is None or oldest > forgotten_at
     assert rows_of(settings, "u1")["decisions"] == rows_of(settings, "u1")["users"] == 0
+
+
+def test_the_command_tells_what_it_removed_and_refuses_what_is_no_id(settings, crowd):
+    def command(user_id: str) -> subprocess.CompletedProcess:
+        program = [sys.executable, "-m", "app", "forget-user", user_id]
+        return subprocess.run(program, capture_output=True, text=True, env=os.environ)
+
+    done, refused = command("u1"), command(" ")
+
+    assert done.returncode == 0 and "events: 2 removed" in done.stdout and "online: 3 removed" in done.stdout
+    assert not any(rows_of(settings, "u1").values())
+    assert refused.returncode == 2 and "no id" in refused.stderr
 
 
 def wait_for_a_lock(settings) -> None:

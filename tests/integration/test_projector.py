@@ -326,7 +326,11 @@ def test_ids_of_any_printable_text_are_kept_as_they_are(settings, database, proj
 def test_an_upgrade_replays_what_was_folded_before_it(empty_database):
     migrate_database(empty_database, up_to="0001")
     database = batch_database(empty_database)
-    log_events(database, event("e1", "click", "p1"), event("e2", "click", "p2"))
+    query(
+        empty_database,
+        "INSERT INTO events (event_id, event_type, user_id, proposition_id, context, context_key, occurred_at,"
+        " received_at) SELECT 'e' || n, 'click', 'u1', 'p' || n, '{}', '', now(), now() FROM generate_series(1, 2) n",
+    )
     query(empty_database, "UPDATE projection SET folded_until = (SELECT max(received_at) FROM events)")
 
     migrate_database(empty_database)

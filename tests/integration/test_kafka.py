@@ -211,6 +211,7 @@ def test_a_producer_whose_broker_has_lost_its_memory_is_replaced(kafka_settings,
 
 def test_a_broker_that_hangs_is_given_up_in_time_and_holds_up_no_greenlet(kafka_settings, broker):
     program = """
+import signal; signal.alarm(30)  # should all greenlets be held up for good
 import gevent.monkey; gevent.monkey.patch_all()
 import gevent
 from prometheus_client import CollectorRegistry

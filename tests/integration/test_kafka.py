@@ -251,9 +251,9 @@ except StoreUnavailable as error:
     broker.resume()
 
     ticks, _, text = output.partition(" ")
+    assert worker.returncode == 0
     assert int(ticks) > 10
     assert "no acknowledgement in time" in text or "timed out" in text
-    assert worker.returncode == 0
 
 
 def test_what_was_stored_before_a_crash_counts_once_though_it_comes_again(kafka_settings, log, intakes):

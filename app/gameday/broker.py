@@ -99,6 +99,7 @@ class Broker:
     def pause(self) -> None:
         """It keeps its connections and answers nobody, until `resume`."""
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)
 
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)

@@ -19,7 +19,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from flask import Flask
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, start_http_server
 
 from app.adapters import import_loader
 from app.adapters.database import batch_database, service_database, wait_cooperatively
@@ -42,6 +42,8 @@ from app.api.metrics import ServingMetrics
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.domain.ports import Ranker
 from app.domain.types import Proposition, Slate, SuggestRequest
+from app.events.follow import follow_log
+from app.events.metrics import ProjectorMetrics
 from app.events.project import Projector
 from app.events.record import RecordEvents
 from app.features.catalog import Catalog
@@ -101,7 +103,9 @@ def open_import(settings: Settings) -> AbstractContextManager[ImportLoader]:
     return import_loader.open_import(batch_database(settings), settings.context_fields)
 
 
-def build_projector(settings: Settings) -> tuple[Projector, FeatureTables]:
+def build_projector(
+    settings: Settings, metrics: ProjectorMetrics | None = None
+) -> tuple[Projector, FeatureTables]:
     from app.adapters.feature_store import open_online_writer
 
     tables = FeatureTables(batch_database(settings))
@@ -111,7 +115,33 @@ def build_projector(settings: Settings) -> tuple[Projector, FeatureTables]:
         settings.half_lives_s,
         CovisitRules(settings.covisit_window_s, settings.covisit_half_life_s),
         settings.project_batch_events,
+        metrics,
     ), tables
+
+
+def follow_events(settings: Settings, metrics: ProjectorMetrics, stop: threading.Event) -> None:
+    """Folds this process's share of what comes until `stop` is set, or a store is down."""
+    projector, tables = build_projector(settings, metrics)
+    with tables.leases() as leases:
+        if leases is None:
+            log.info("another process is the only projector for now: standing by")
+            return
+        tables.prepare()
+        follow_log(projector, leases, metrics, settings.project_poll_s, stop)
+
+
+def serve_projector_metrics(settings: Settings) -> ProjectorMetrics:
+    """The metrics of this process's projector, on a port of their own if one is set."""
+    registry = CollectorRegistry()
+    metrics = ProjectorMetrics(registry)
+    if settings.project_metrics_port:
+        try:
+            start_http_server(settings.project_metrics_port, settings.host, registry)
+        except OSError as error:
+            raise ConfigurationError(
+                f"PROJECT_METRICS_PORT={settings.project_metrics_port} cannot be listened on: {error}"
+            ) from error
+    return metrics
 
 
 def build_keeper(settings: Settings) -> SnapshotKeeper:

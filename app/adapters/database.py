@@ -23,6 +23,10 @@ _OUTAGES = (
 )
 
 
+# A server that is cut off while something is on its way to it is given up as soon as an idle one.
+_UNACKNOWLEDGED_MS = 25_000
+
+
 class Database:
     """PostgreSQL through psycopg2.
 
@@ -46,6 +50,7 @@ class Database:
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,
                 "keepalives_count": 3,
+                "tcp_user_timeout": _UNACKNOWLEDGED_MS,
             },
         )
 
@@ -79,6 +84,13 @@ class Database:
         except (DBAPIError, PoolTimeoutError, psycopg2.Error) as error:
             _raise_if_outage(error)
             raise
+
+    @contextmanager
+    def detached_session(self) -> Iterator[Connection]:
+        """Like `session`, but the connection ends with the block, however that ends, and with it its locks."""
+        with self.session() as connection:
+            connection.detach()
+            yield connection
 
     def close(self) -> None:
         self._engine.dispose()

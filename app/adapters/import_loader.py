@@ -14,6 +14,7 @@ from sqlalchemy import Connection, text
 from app.adapters.copying import copy_rows, text_array
 from app.adapters.database import Database
 from app.adapters.event_log import advance_head
+from app.adapters.feature_tables import FORGET_STATES, hold_projection
 from app.domain.context import context_key
 from app.domain.ports import Loaded
 from app.domain.types import Event, Proposition, User
@@ -189,19 +190,15 @@ class ImportLoader:
 
     def _merge_chunk(self, after: datetime | None, until: datetime, shift: str) -> int:
         with _transaction(self._connection):
-            # The projector must not pass by while older events come in.
-            folded_until = self._connection.execute(
-                text("SELECT folded_until FROM projection FOR UPDATE")
-            ).scalar_one()
+            # No projector must pass by while older events come in.
+            hold_projection(self._connection)
             advance_head(self._connection, "events")
             recorded, oldest = self._connection.execute(
                 _MERGE_CHUNK, {"after": after, "until": until, "shift": shift}
             ).one()
-            if oldest is not None and folded_until is not None:
-                self._connection.execute(
-                    text("UPDATE projection SET needs_rebuild = true WHERE folded_until >= :oldest"),
-                    {"oldest": oldest},
-                )
+            if oldest is not None:
+                self._connection.execute(_NOTE_OLDER_EVENTS, {"oldest": oldest})
+                self._connection.execute(FORGET_STATES)  # a rebuild under way may have passed by
             return recorded
 
     def _note_known_before(self, first_event_at: datetime) -> None:
@@ -228,6 +225,10 @@ class ImportLoader:
                 {"first": first_event_at},
             )
 
+
+_NOTE_OLDER_EVENTS = text("""
+    UPDATE projection SET needs_rebuild = true
+    WHERE :oldest <= (SELECT max(folded_until) FROM projection_slots)""")
 
 _PROFILE = """
     INSERT INTO user_profile (user_id, age_years, gender, segment, event_timestamp)

@@ -87,7 +87,7 @@ def some_events():
 
 def redis_content(settings) -> dict[bytes, dict[bytes, bytes]]:
     with redis.Redis.from_url(settings.redis_address) as client:
-        keys = [key for key in client.scan_iter() if client.type(key) == b"hash"]
+        keys = [key for key in client.scan_iter() if not key.startswith(b"propositions:")]
         return {key: client.hgetall(key) for key in keys}
 
 

@@ -3,11 +3,12 @@
 import logging
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import psycopg
 import pyarrow as pa
 from feast import FeatureStore, FeatureView
 from feast.errors import FeastObjectNotFoundException
@@ -185,16 +186,29 @@ class OnlineFeatureWriter:
 
         Those of the time `after` to `until`; all if `after` is None, which is what a store that lost its data
         needs: Feast's incremental materialization starts where it ended last.
+
+        Raises:
+            StoreUnavailable: one of the stores does not answer.
         """
         until = max(until, datetime.now(UTC))
         try:
             for view in self._store.list_feature_views():
                 if view.name not in FOLDED_VIEWS:
-                    self._write_facts(view, after or until - view.ttl, until)
+                    self._write_newest(view, after or until - view.ttl, until, over_newer=after is None)
         except RedisError as error:
             raise StoreUnavailable(f"Redis did not take the features: {error}") from error
+        except (OperationalError, psycopg.OperationalError) as error:
+            raise StoreUnavailable("PostgreSQL did not answer Feast") from error
 
-    def _write_facts(self, view: FeatureView, after: datetime, until: datetime) -> None:
+    def _write_newest(self, view: FeatureView, after: datetime, until: datetime, over_newer: bool) -> None:
+        """Past `materialize`, which adds an interval to the registry each time."""
+        try:
+            self._write(view, self._newest_rows(view, after, until), over_newer)
+        except NotInColumns:
+            with redirect_stdout(sys.stderr):  # Feast tells of its progress; stdout holds logs only
+                self._store.materialize(after, until, [view.name])
+
+    def _newest_rows(self, view: FeatureView, after: datetime, until: datetime) -> Iterator[pa.RecordBatch]:
         source = view.batch_source
         names = {column: field for field, column in source.field_mapping.items()}
         job = self._store.provider.offline_store.pull_latest_from_table_or_query(
@@ -207,15 +221,8 @@ class OnlineFeatureWriter:
             after,
             until,
         )
-        try:
-            batches = (
-                batch.rename_columns([source.field_mapping.get(name, name) for name in batch.schema.names])
-                for batch in job.to_batches(_ROWS_PER_BATCH)
-            )
-            self._write(view, batches, over_newer=False)
-        except NotInColumns:
-            with redirect_stdout(sys.stderr):  # Feast tells of its progress; stdout holds logs only
-                self._store.materialize(after, until, [view.name])
+        for batch in job.to_batches(_ROWS_PER_BATCH):
+            yield batch.rename_columns([source.field_mapping.get(name, name) for name in batch.schema.names])
 
     def _write(self, view: FeatureView, batches: Iterable[pa.RecordBatch], over_newer: bool) -> None:
         self._online_store.write_batches(self._store.config, view, batches, over_newer)

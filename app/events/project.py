@@ -164,7 +164,8 @@ class Projector:
         self._bring_online(folded)
         if folded.events:
             self._metrics.batch_done(len(folded.events), time.monotonic() - began_s)
-        self._metrics.oldest_unfolded = folded.events[-1].received_at if folded.has_more else None
+        if not folded.has_more:
+            self._metrics.oldest_unfolded = None
         return len(folded.events), folded.has_more
 
     def write_facts(self) -> None:
@@ -249,7 +250,7 @@ class Projector:
             return Folded(before, before.moved(group, until), (), (), has_more=True)
         if not events:
             return Folded(before, before, (), (), has_more=False)
-        self._metrics.oldest_unfolded = events[0].received_at
+        self._metrics.oldest_unfolded = events[0].received_at  # until this batch, or one after it, is done
         rows = self._fold(batch, events, self._cache, group)
         batch.set_folded_until(group, events[-1].received_at)
         has_more = until is not None or len(events) >= self._batch_events

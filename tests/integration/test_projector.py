@@ -5,15 +5,11 @@ import numpy as np
 import pytest
 
 from app.adapters.database import batch_database
-from app.adapters.event_log import PostgresEventLog
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.snapshots import SnapshotSource
 from app.bootstrap import migrate_database, open_import
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.events.project import Projector
-from app.features.covisits import CovisitRules
-from app.features.fold import COUNTER_VIEWS, KEY_COLUMNS
-from app.features.recent import Recents
 from app.features.slots import ALL_SLOTS
 from app.features.snapshot import empty_snapshot
 from tests.builders import CONTEXT_FIELDS, event, proposition, query

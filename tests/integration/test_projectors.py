@@ -27,7 +27,6 @@ from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.events.follow import follow_log
 from app.events.metrics import ProjectorMetrics
 from app.events.project import Projector
-from app.features.fold import FOLDED_VIEWS
 from app.features.slots import ALL_SLOTS, COVISIT_SLOT, slot_of
 from app.features.snapshot import empty_snapshot
 from tests.builders import event, query

@@ -25,6 +25,8 @@ _OUTAGES = (
 
 # A server that is cut off while something is on its way to it is given up as soon as an idle one.
 _UNACKNOWLEDGED_MS = 25_000
+# What a lost machine holds (rows, leases of slots) is free again as soon; by default after two hours.
+_SERVER_KEEPALIVES = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 
 
 class Database:
@@ -45,7 +47,7 @@ class Database:
             pool_pre_ping=True,
             connect_args={
                 "connect_timeout": connect_timeout_s,
-                "options": f"-c statement_timeout={statement_timeout_ms} -c timezone=UTC",
+                "options": f"-c statement_timeout={statement_timeout_ms} -c timezone=UTC {_SERVER_KEEPALIVES}",
                 "application_name": "propositions",
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,

@@ -9,7 +9,8 @@ from app.events.metrics import ProjectorMetrics
 from app.events.project import Projector
 from app.features.slots import COVISIT_SLOT
 
-BALANCE_S = 1.0
+# A slot that changes hands waits for its new owner to look; so do changed profiles.
+BALANCE_S = 0.5
 
 
 class Leases(Protocol):

@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry
 from app import cli
 from app.api.metrics import ServingMetrics
 from app.domain.context import complete_context
+from app.events.metrics import ProjectorMetrics
 from app.imports import native
 from app.imports.records import ImportRules, Reject
 from app.settings import Settings, show_value
@@ -92,9 +93,11 @@ def test_settings_that_the_readme_names_exist():
 def test_every_metric_is_documented_and_every_documented_one_exists():
     registry = CollectorRegistry()
     ServingMetrics(registry)
+    ProjectorMetrics(registry)
 
     documented = set(re.findall(r"^\| `(propositions_[a-z_]+)`", README, re.MULTILINE))
-    assert documented == {f"{metric.name}_total" for metric in registry.collect()}
+    endings = {"counter": "_total"}
+    assert documented == {metric.name + endings.get(metric.type, "") for metric in registry.collect()}
 
 
 def test_the_examples_of_the_native_format_can_be_imported(tmp_path):

@@ -23,7 +23,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format $(RUFF_STYLE) .
 	$(BIN)/ruff check --fix $(RUFF_STYLE) $(RUFF_RULES) .
 
-# Everything takes about a quarter of an hour: QUICK=1 is a trial, ONLY=rows,growth,promotion,materialize a part.
+# Everything takes about a quarter of an hour: QUICK=1 is a trial, ONLY=rows,growth,promotion,projection,materialize a part.
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 

@@ -24,7 +24,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from flask import Flask
-from prometheus_client import REGISTRY, CollectorRegistry
+from prometheus_client import CollectorRegistry, start_http_server
 
 from app.adapters import import_loader
 from app.adapters.catalog_store import USERS, EntityStore, PropositionStore
@@ -67,8 +67,10 @@ from app.domain.ports import EventLog, Ranker, Receipt
 from app.domain.types import Event, Proposition, Slate, SuggestRequest
 from app.events.commit import GroupCommit
 from app.events.drain import SpoolDrain
+from app.events.follow import follow_log
 from app.events.guard import GuardedEventLog
 from app.events.message import SCHEMA_HEADER, SCHEMA_VERSION, decode, encode
+from app.events.metrics import ProjectorMetrics
 from app.events.project import Projector
 from app.events.record import OutdateSlates, RecordEvents
 from app.features.catalog import Catalog
@@ -145,7 +147,9 @@ def open_import(settings: Settings) -> AbstractContextManager[ImportLoader]:
     return import_loader.open_import(batch_database(settings), settings.context_fields)
 
 
-def build_projector(settings: Settings) -> tuple[Projector, FeatureTables]:
+def build_projector(
+    settings: Settings, metrics: ProjectorMetrics | None = None
+) -> tuple[Projector, FeatureTables]:
     from app.adapters.feature_store import open_online_writer
 
     tables = FeatureTables(batch_database(settings))
@@ -155,7 +159,32 @@ def build_projector(settings: Settings) -> tuple[Projector, FeatureTables]:
         settings.half_lives_s,
         CovisitRules(settings.covisit_window_s, settings.covisit_half_life_s),
         settings.project_batch_events,
+        metrics,
     ), tables
+
+
+def follow_events(settings: Settings, metrics: ProjectorMetrics, stop: threading.Event) -> None:
+    """Folds this process's share of what comes until `stop` is set, or a store is down."""
+    projector, tables = build_projector(settings, metrics)
+    with tables.leases() as leases:
+        if leases is None:
+            log.info("another process is the only projector for now: standing by")
+            return
+        tables.prepare()
+        follow_log(projector, leases, metrics, settings.project_poll_s, stop)
+
+
+def serve_metrics(settings: Settings) -> CollectorRegistry:
+    """The metrics of a process that follows events, on a port of their own if one is set."""
+    registry = CollectorRegistry()
+    if settings.project_metrics_port:
+        try:
+            start_http_server(settings.project_metrics_port, settings.host, registry)
+        except OSError as error:
+            raise ConfigurationError(
+                f"PROJECT_METRICS_PORT={settings.project_metrics_port} cannot be listened on: {error}"
+            ) from error
+    return registry
 
 
 def build_forget_user(settings: Settings) -> ForgetUser:
@@ -285,9 +314,7 @@ def build_intake(settings: Settings, registry: CollectorRegistry) -> KafkaIntake
 
 
 @contextmanager
-def intake_beside(
-    settings: Settings, stop: threading.Event, registry: CollectorRegistry = REGISTRY
-) -> Iterator[None]:
+def intake_beside(settings: Settings, stop: threading.Event, registry: CollectorRegistry) -> Iterator[None]:
     """Brings in what Kafka has, if it is configured, in a thread beside the block and until its end.
 
     Should the thread fail, `stop` is set, so that the block ends, and its error is raised.

@@ -18,6 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from app.api.logs import configure_logging
 from app.domain.errors import ConfigurationError, PropositionsError, StoreUnavailable
+from app.features.slots import ALL_SLOTS
 from app.kafka_commands import kafka
 from app.settings import Settings, describe_settings, load_settings
 
@@ -191,57 +192,53 @@ def snapshot(
 def project(
     follow: Annotated[
         bool,
-        typer.Option("--follow", help="Keep folding what comes, until stopped; stand by while another does."),
+        typer.Option(
+            "--follow", help="Keep folding what comes, until stopped; others that do so share the work."
+        ),
     ] = False,
 ) -> None:
     """Fold new events into the features in Postgres and Redis."""
+    config = load_settings()
+    configure_logging(config.log_level)
     if not follow:
-        with only_projector() as projector:
+        with only_projector(config) as projector:
             console.print(f"folded {projector.run():,} events")
         return
+    from app.bootstrap import follow_events, intake_beside, serve_metrics
+    from app.events.metrics import ProjectorMetrics
+
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    from app.bootstrap import intake_beside
-
-    with intake_beside(load_settings(), stop):
+    registry = serve_metrics(config)
+    metrics = ProjectorMetrics(registry)
+    with intake_beside(config, stop, registry):
         while not stop.is_set():
             try:
-                follow_events(stop)
+                follow_events(config, metrics, stop)
             except StoreUnavailable as error:
                 log.warning("projection waits: %s", error)
             stop.wait(STANDBY_S)
 
 
-def follow_events(stop: threading.Event) -> None:
-    """Folds what comes until `stop` is set, a store is down, or another process turns out to do it."""
+@app.command("rebuild-features")
+def rebuild_features() -> None:
+    """Replay all events from scratch into new feature tables, then swap them in."""
     from app.bootstrap import build_projector
 
     config = load_settings()
     configure_logging(config.log_level)
     projector, tables = build_projector(config)
     with tables.exclusive() as is_only:
-        tables.prepare()
-        while is_only and not stop.is_set():
-            projector.run()
-            stop.wait(config.project_poll_s)
-            if not projector.has_online_store:
-                return  # the feature repo may be applied by now
-
-
-@app.command("rebuild-features")
-def rebuild_features() -> None:
-    """Replay all events from scratch into new feature tables, then swap them in."""
-    with only_projector() as projector:
         console.print(f"replayed {projector.rebuild():,} events")
+        if is_only:  # else those that run write the online store anew, each its share
+            projector.bring_online(ALL_SLOTS)
 
 
 @contextmanager
-def only_projector() -> Iterator:
+def only_projector(config: Settings) -> Iterator:
     from app.bootstrap import build_projector
 
-    config = load_settings()
-    configure_logging(config.log_level)
     projector, tables = build_projector(config)
     with tables.exclusive() as is_only:
         if not is_only:

@@ -244,6 +244,12 @@ class Settings(BaseSettings):
         0.2, gt=0, description="Seconds between looks for new events when following."
     )
     project_batch_events: int = Field(5_000, ge=1, description="Events that the projector folds per commit.")
+    project_metrics_port: int = Field(
+        0,
+        ge=0,
+        le=65_535,
+        description="Port on `HOST` where `propositions project --follow` serves its Prometheus metrics. 0: nowhere.",
+    )
 
     event_retention_days: int = Field(
         730,

@@ -23,6 +23,12 @@ _OUTAGES = (
 )
 
 
+# A server that is cut off while something is on its way to it is given up as soon as an idle one.
+_UNACKNOWLEDGED_MS = 25_000
+# What a lost machine holds (rows, leases of slots) is free again as soon; by default after two hours.
+_SERVER_KEEPALIVES = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+
+
 class Database:
     """PostgreSQL through psycopg2.
 
@@ -50,11 +56,12 @@ class Database:
             pool_pre_ping=is_probed,
             connect_args={
                 "connect_timeout": connect_timeout_s,
-                "options": f"-c statement_timeout={statement_timeout_ms} -c timezone=UTC",
+                "options": f"-c statement_timeout={statement_timeout_ms} -c timezone=UTC {_SERVER_KEEPALIVES}",
                 "application_name": "propositions",
                 "keepalives_idle": 10,
                 "keepalives_interval": 5,
                 "keepalives_count": 3,
+                "tcp_user_timeout": _UNACKNOWLEDGED_MS,
             },
         )
 
@@ -88,6 +95,13 @@ class Database:
         except (DBAPIError, PoolTimeoutError, psycopg2.Error) as error:
             _raise_if_outage(error)
             raise
+
+    @contextmanager
+    def detached_session(self) -> Iterator[Connection]:
+        """Like `session`, but the connection ends with the block, however that ends, and with it its locks."""
+        with self.session() as connection:
+            connection.detach()
+            yield connection
 
     def close(self) -> None:
         self._engine.dispose()

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, text
 
 from app.adapters.database import Database
 from app.adapters.event_log import advance_head
-from app.adapters.feature_tables import REBUILD_SUFFIX
+from app.adapters.feature_tables import FORGET_STATES, REBUILD_SUFFIX, hold_projection
 from app.adapters.forgotten_users import ForgottenUsers
 from app.domain.context import KEY_SEPARATOR
 from app.domain.ports import Erasure
@@ -52,7 +52,7 @@ class PostgresErasures:
             connection.execute(
                 text("UPDATE log_heads SET has_forgotten = true WHERE name IN ('events', 'decisions')")
             )
-            connection.execute(text("UPDATE projection SET states_version = states_version + 1"))
+            connection.execute(FORGET_STATES)
             connection.execute(
                 text("INSERT INTO erasures (erased_at, counts) VALUES (:at, CAST(:counts AS jsonb))"),
                 {"at": at, "counts": orjson.dumps({**counts, **elsewhere}).decode()},
@@ -79,7 +79,7 @@ class PostgresErasures:
 
 def _stop_writers(connection: Connection) -> datetime:
     """Holds up, until the commit, the projector and whoever records; returns a moment after all they did."""
-    connection.execute(text("SELECT FROM projection FOR UPDATE"))
+    hold_projection(connection)
     connection.execute(text("SELECT FROM log_heads ORDER BY name FOR UPDATE"))
     return advance_head(connection, "events")
 

@@ -70,8 +70,16 @@ class PropositionsRedisOnlineStore(RedisOnlineStore):
             if progress:
                 progress(len(rows))
 
-    def write_batches(self, config: RepoConfig, view: FeatureView, batches: Iterable[pa.RecordBatch]) -> None:
+    def write_batches(
+        self,
+        config: RepoConfig,
+        view: FeatureView,
+        batches: Iterable[pa.RecordBatch],
+        over_newer: bool = False,
+    ) -> None:
         """Writes batches with the columns of the view; serializes each while Redis takes the one before.
+
+        Newer rows that are there stay, as in Feast, unless they are to be overwritten, too.
 
         Raises:
             redis.RedisError: as `write_rows`.
@@ -86,13 +94,14 @@ class PropositionsRedisOnlineStore(RedisOnlineStore):
                 )
                 if writing:
                     writing.result()
-                writing = writer.submit(self._write, config, rows)
+                writing = writer.submit(self._write, config, rows, over_newer)
             if writing:
                 writing.result()
 
-    def _write(self, config: RepoConfig, rows: Rows) -> None:
+    def _write(self, config: RepoConfig, rows: Rows, over_newer: bool = False) -> None:
         options = config.online_store
-        write_rows(self._get_client(options), rows, not options.skip_dedup, options.key_ttl_seconds or 0)
+        keep_newer = not (over_newer or options.skip_dedup)
+        write_rows(self._get_client(options), rows, keep_newer, options.key_ttl_seconds or 0)
 
 
 class PropositionsPostgresOfflineStoreConfig(PostgreSQLOfflineStoreConfig):

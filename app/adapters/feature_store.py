@@ -3,17 +3,19 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import psycopg
 import pyarrow as pa
 from feast import FeatureStore, FeatureView
 from feast.errors import FeastObjectNotFoundException
 from redis.exceptions import RedisError
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
+from app.adapters.feast_values import NotInColumns
 from app.adapters.redis_wire import open_wire
 from app.adapters.suggestion_cache import RedisSlateStore
 from app.domain.errors import ConfigurationError, StoreUnavailable
@@ -34,7 +36,8 @@ log = logging.getLogger(__name__)
 
 FEATURE_SERVICE = "ranker_v1"
 _USERS_AT_A_TIME = 5_000
-_PROJECTED_KEY = "propositions:projected"
+_ROWS_PER_BATCH = 10_000
+_MARKS_KEY = "propositions:projected-slots"
 
 
 def open_feature_store(settings: Settings) -> FeatureStore:
@@ -112,7 +115,7 @@ def _kind(dtype, tags: Mapping[str, str]) -> FieldKind:
 
 
 class OnlineFeatureWriter:
-    """Writes what the projector folded where Feast and the service read it, and remembers how far it got.
+    """Writes what projectors folded where Feast and the service read it, and remembers how far they got.
 
     The memory lies in the online store itself, so a store that lost its data is seen to be behind. Slates
     that were kept for users whose features change are outdated; `slates_ttl` is how long slates are kept.
@@ -122,8 +125,6 @@ class OnlineFeatureWriter:
     """
 
     def __init__(self, store: FeatureStore, slates_ttl: timedelta = timedelta(0)) -> None:
-        # The projector is the only writer of newer rows: it need not ask for the older ones first.
-        store.config.online_store.skip_dedup = True
         self._store = store
         try:
             self._views = {name: store.get_feature_view(name) for name in FOLDED_VIEWS}
@@ -133,12 +134,15 @@ class OnlineFeatureWriter:
         self._client = self._online_store._get_client(store.config.online_store)
         self._slates = RedisSlateStore(open_wire(self._client), slates_ttl) if slates_ttl else None
 
-    def write(self, rows: Mapping[str, Sequence[FeatureRow]]) -> None:
-        """Raises StoreUnavailable when the online store does not answer; writing again does no harm."""
+    def write(self, rows: Mapping[str, Sequence[FeatureRow]], over_newer: bool = False) -> None:
+        """Newer rows that are there stay, unless they are to be overwritten, too.
+
+        Raises StoreUnavailable when the online store does not answer; writing again does no harm.
+        """
         try:
             for name, view_rows in rows.items():
                 view = self._views[name]
-                self._online_store.write_batches(self._store.config, view, [_online_batch(view, view_rows)])
+                self._write(view, [_online_batch(view, view_rows)], over_newer)
         except RedisError as error:
             raise StoreUnavailable(f"Redis did not take the features: {error}") from error
         if self._slates is not None:
@@ -146,31 +150,62 @@ class OnlineFeatureWriter:
             for first in range(0, len(users), _USERS_AT_A_TIME):
                 self._slates.forget(users[first : first + _USERS_AT_A_TIME])
 
-    def write_facts(self) -> None:
-        """Materializes the views that are not folded (profiles, catalog) from their first row on.
+    def write_facts(self, after: datetime | None, until: datetime) -> None:
+        """Writes the newest rows of the views that are not folded (profiles, catalog).
 
-        Feast's incremental materialization starts where it ended last, also on a store that lost its data.
+        Those of the time `after` to `until`; all if `after` is None, which is what a store that lost its data
+        needs: Feast's incremental materialization starts where it ended last.
+
+        Raises:
+            StoreUnavailable: one of the stores does not answer.
         """
-        views = [view for view in self._store.list_feature_views() if view.name not in FOLDED_VIEWS]
-        now = datetime.now(UTC)
+        until = max(until, datetime.now(UTC))
         try:
-            with redirect_stdout(sys.stderr):  # Feast tells of its progress; stdout holds logs only
-                for view in views:
-                    self._store.materialize(now - view.ttl, now, [view.name])
+            for view in self._store.list_feature_views():
+                if view.name not in FOLDED_VIEWS:
+                    self._write_newest(view, after or until - view.ttl, until, over_newer=after is None)
         except RedisError as error:
             raise StoreUnavailable(f"Redis did not take the features: {error}") from error
+        except (OperationalError, psycopg.OperationalError) as error:
+            raise StoreUnavailable("PostgreSQL did not answer Feast") from error
 
-    def projected(self) -> str | None:
-        """What `set_projected` was told last; None when the store knows nothing."""
+    def _write_newest(self, view: FeatureView, after: datetime, until: datetime, over_newer: bool) -> None:
+        """Past `materialize`, which adds an interval to the registry each time."""
         try:
-            value = self._client.get(_PROJECTED_KEY)
+            self._write(view, self._newest_rows(view, after, until), over_newer)
+        except NotInColumns:
+            with redirect_stdout(sys.stderr):  # Feast tells of its progress; stdout holds logs only
+                self._store.materialize(after, until, [view.name])
+
+    def _newest_rows(self, view: FeatureView, after: datetime, until: datetime) -> Iterator[pa.RecordBatch]:
+        source = view.batch_source
+        names = {column: field for field, column in source.field_mapping.items()}
+        job = self._store.provider.offline_store.pull_latest_from_table_or_query(
+            self._store.config,
+            source,
+            [names.get(key, key) for key in view.join_keys],
+            [names.get(field.name, field.name) for field in view.features],
+            source.timestamp_field,
+            source.created_timestamp_column,
+            after,
+            until,
+        )
+        for batch in job.to_batches(_ROWS_PER_BATCH):
+            yield batch.rename_columns([source.field_mapping.get(name, name) for name in batch.schema.names])
+
+    def _write(self, view: FeatureView, batches: Iterable[pa.RecordBatch], over_newer: bool) -> None:
+        self._online_store.write_batches(self._store.config, view, batches, over_newer)
+
+    def marks(self) -> Mapping[str, str]:
+        """What `set_marks` was told, by name; empty when the store lost its data."""
+        try:
+            return {name.decode(): mark.decode() for name, mark in self._client.hgetall(_MARKS_KEY).items()}
         except RedisError as error:
             raise StoreUnavailable(f"Redis did not answer: {error}") from error
-        return None if value is None else value.decode()
 
-    def set_projected(self, mark: str) -> None:
+    def set_marks(self, marks: Mapping[str, str]) -> None:
         try:
-            self._client.set(_PROJECTED_KEY, mark)
+            self._client.hset(_MARKS_KEY, mapping=dict(marks))
         except RedisError as error:
             raise StoreUnavailable(f"Redis did not answer: {error}") from error
 

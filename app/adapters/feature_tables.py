@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from app.adapters.copying import copy_rows, text_array
 from app.adapters.database import Database
+from app.adapters.slot_leases import SlotLeases, try_lock
 from app.domain.types import EventType, RecordedEvent
 from app.features.covisits import NeighbourRow, Neighbours
 from app.features.fold import (
@@ -27,9 +28,11 @@ from app.features.fold import (
 )
 from app.features.recent import RECENT_FIELD, RECENT_VIEW, Recents
 from app.features.schema import AS_OF_FIELD, COUNTER_FIELDS, EntityName
+from app.features.slots import ALL_SLOTS, Progress
 
 REBUILD_SUFFIX = "_rebuild"
-_PROJECTOR_LOCK = 0x50524F4A  # any number that nobody else uses for advisory locks in this database
+# Any numbers that nobody else uses for advisory locks in this database.
+PROJECTOR_LOCK, _REBUILD_LOCK = 0x50524F4A, 0x50524F4B
 
 NEIGHBOURS_TABLE = "proposition_neighbours"
 _NEIGHBOUR_COLUMNS = ("neighbour_ids", "weights", "as_of_s")
@@ -71,22 +74,15 @@ def _key_column(view: str) -> str:
 # All events of one commit are folded together, so a batch ends between two values of received_at.
 _NEXT_EVENTS = text("""
     WITH ahead AS (
-        SELECT received_at FROM events WHERE received_at > :after ORDER BY received_at, seq LIMIT :limit
+        SELECT received_at FROM events
+        WHERE received_at > :after AND received_at <= coalesce(:until, timestamptz 'infinity')
+        ORDER BY received_at, seq LIMIT :limit
     )
     SELECT event_type, proposition_id, user_id, category, context_key,
            extract(epoch FROM least(occurred_at, received_at))::float8, received_at
     FROM events
     WHERE received_at > :after AND received_at <= (SELECT max(received_at) FROM ahead)
     ORDER BY received_at, seq""")
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far the event log is folded into the feature tables."""
-
-    folded_until: datetime
-    generation: str
-    needs_rebuild: bool
 
 
 class ProjectionBatch:
@@ -96,9 +92,11 @@ class ProjectionBatch:
         self._connection = connection
         self._suffix = suffix
 
-    def events_after(self, moment: datetime, limit: int) -> list[RecordedEvent]:
-        """About `limit` events in the order of their receipt, never half of one commit."""
-        result = self._connection.execute(_NEXT_EVENTS, {"after": moment, "limit": limit})
+    def events_after(
+        self, moment: datetime, limit: int, until: datetime | None = None
+    ) -> list[RecordedEvent]:
+        """About `limit` events in the order of their receipt, never half of one commit, none after `until`."""
+        result = self._connection.execute(_NEXT_EVENTS, {"after": moment, "until": until, "limit": limit})
         return [RecordedEvent(EventType(row[0]), *row[1:]) for row in result]
 
     def load_states(self, keys: Collection[tuple[str, str]]) -> States:
@@ -161,23 +159,26 @@ class ProjectionBatch:
             ),
         )
 
-    def set_folded_until(self, moment: datetime) -> None:
+    def set_folded_until(self, slots: Collection[int], moment: datetime) -> None:
         self._connection.execute(
-            text("UPDATE projection SET folded_until = :moment, positives_until = :moment"),
-            {"moment": moment},
+            text("UPDATE projection_slots SET folded_until = :moment WHERE slot = ANY(:slots)"),
+            {"moment": moment, "slots": list(slots)},
         )
 
-    def swap_in_rebuild(self, folded_until: datetime) -> None:
-        """Makes the rebuilt tables the live ones."""
+    def swap_in_rebuild(self, folded_until: datetime, states_version: int) -> None:
+        """Makes the rebuilt tables the live ones; `states_version` is that from before the rebuild.
+
+        If it is another one by now, what was replayed may have been replayed too early: it is wanted again.
+        """
         for table in _FOLDED_TABLES:
             self._connection.execute(text(f"DROP TABLE {table}"))
             self._connection.execute(text(f"ALTER TABLE {table}{REBUILD_SUFFIX} RENAME TO {table}"))
+        self.set_folded_until(ALL_SLOTS, folded_until)
         self._connection.execute(
             text("""
                 UPDATE projection
-                SET folded_until = :moment, positives_until = :moment,
-                    generation = gen_random_uuid(), needs_rebuild = false"""),
-            {"moment": folded_until},
+                SET generation = gen_random_uuid(), needs_rebuild = states_version <> :states_version"""),
+            {"states_version": states_version},
         )
 
 
@@ -187,12 +188,21 @@ class FeatureTables:
 
     @contextmanager
     def exclusive(self) -> Iterator[bool]:
-        """True while this process is the only projector of the database, False if another one is."""
-        with self._database.session() as connection:
-            connection.detach()  # closing it, however this block ends, gives the lock back
-            yield connection.execute(
-                text("SELECT pg_try_advisory_lock(:lock)"), {"lock": _PROJECTOR_LOCK}
-            ).scalar_one()
+        """True while this process is the only projector of the database, False if there are others."""
+        with self._database.detached_session() as connection:
+            yield try_lock(connection, PROJECTOR_LOCK)
+
+    @contextmanager
+    def rebuilding(self) -> Iterator[bool]:
+        """True while no other process makes tables of a rebuild, False if one does."""
+        with self._database.detached_session() as connection:
+            yield try_lock(connection, _REBUILD_LOCK)
+
+    @contextmanager
+    def leases(self) -> Iterator[SlotLeases | None]:
+        """The share of the slots that this process may fold; None while another one is the only projector."""
+        with self._database.detached_session() as connection:
+            yield SlotLeases(connection) if try_lock(connection, PROJECTOR_LOCK, "_shared") else None
 
     def prepare(self) -> None:
         """Makes the partitions of the coming months."""
@@ -201,13 +211,17 @@ class FeatureTables:
 
     def progress(self) -> Progress:
         with self._database.transaction() as connection:
-            return _progress(connection)
+            return _progress(connection, ALL_SLOTS)
 
     @contextmanager
-    def batch(self) -> Iterator[tuple[ProjectionBatch, Progress]]:
-        """A transaction on the live tables. Imports wait for it, so the progress holds until its end."""
+    def batch(self, slots: Collection[int]) -> Iterator[tuple[ProjectionBatch, Progress]]:
+        """A transaction on the live tables that alone moves these slots, whoever else thinks to own them.
+
+        Imports wait for it, and it for them, so the progress holds until its end.
+        """
         with self._database.transaction() as connection:
-            yield ProjectionBatch(connection, suffix=""), _progress(connection, "FOR UPDATE")
+            progress = _progress(connection, slots, "FOR SHARE", "FOR UPDATE")
+            yield ProjectionBatch(connection, suffix=""), progress
 
     @contextmanager
     def rebuild_batch(self) -> Iterator[ProjectionBatch]:
@@ -217,18 +231,27 @@ class FeatureTables:
 
     @contextmanager
     def final_rebuild_batch(self) -> Iterator[ProjectionBatch]:
-        """Like `rebuild_batch`, while imports wait."""
+        """Like `rebuild_batch`, while imports and all batches wait."""
         with self._database.transaction() as connection:
-            _progress(connection, "FOR UPDATE")
+            hold_projection(connection)
             yield ProjectionBatch(connection, REBUILD_SUFFIX)
 
-    def start_rebuild(self) -> None:
-        """Makes empty tables beside the live ones; what an unfinished rebuild left is dropped."""
+    def start_rebuild(self) -> int:
+        """Makes empty tables beside the live ones; what an unfinished rebuild left is dropped.
+
+        Returns the version of the states, for `swap_in_rebuild`.
+        """
         with self._database.transaction() as connection:
             for table in _FOLDED_TABLES:
                 rebuilt = table + REBUILD_SUFFIX
                 connection.execute(text(f"DROP TABLE IF EXISTS {rebuilt}"))
                 connection.execute(text(f"CREATE TABLE {rebuilt} (LIKE {table} INCLUDING ALL)"))
+            return _progress(connection, ALL_SLOTS).states_version
+
+    def catalog_at(self) -> datetime:
+        """The last change of users and propositions."""
+        with self._database.transaction() as connection:
+            return connection.execute(_CATALOG_AT).scalar_one() or BEGINNING
 
     def latest(self, after: datetime | None) -> list[FeatureRow]:
         """The newest row of every entity that changed after a moment, or of every entity."""
@@ -271,11 +294,33 @@ def _latest_rows(connection: Connection, view: str, after: datetime | None) -> I
         yield FeatureRow(view, key, layout.from_values(values), valid_from)
 
 
-def _progress(connection: Connection, lock: str = "") -> Progress:
-    row = connection.execute(
-        text(f"""
-            SELECT nullif(folded_until, '-infinity'), generation::text,
-                   needs_rebuild OR positives_until <> folded_until
-            FROM projection {lock}""")
+def hold_projection(connection: Connection) -> None:
+    """Until the transaction ends, no batch of a projector runs, and those under way are done.
+
+    For whoever changes what was folded already. The lock of the table makes batches queue up behind it, which
+    share the lock of the row with each other and could keep it for ever.
+    """
+    connection.execute(text("LOCK TABLE projection IN EXCLUSIVE MODE"))
+
+
+# With the projection held: what processes remember of states, and an unfinished rebuild, no longer count.
+FORGET_STATES = text("UPDATE projection SET states_version = states_version + 1")
+
+_CATALOG_AT = text("SELECT nullif(last_at, '-infinity') FROM log_heads WHERE name = 'catalog'")
+
+
+def _progress(
+    connection: Connection, slots: Collection[int], lock: str = "", slots_lock: str = ""
+) -> Progress:
+    generation, needs_rebuild, states_version = connection.execute(
+        text(f"SELECT generation::text, needs_rebuild, states_version FROM projection {lock}")
     ).one()
-    return Progress(row[0] or BEGINNING, row[1], row[2])
+    marks = connection.execute(
+        text(f"""
+            SELECT slot, nullif(folded_until, '-infinity') FROM projection_slots
+            WHERE slot = ANY(:slots) ORDER BY slot {slots_lock}"""),
+        {"slots": list(slots)},
+    )
+    return Progress(
+        generation, needs_rebuild, states_version, {slot: moment or BEGINNING for slot, moment in marks}
+    )

@@ -15,6 +15,7 @@ from app.adapters.catalog_store import PROPOSITIONS, USERS, EntityTable, merge
 from app.adapters.copying import copy_rows, text_array
 from app.adapters.database import Database
 from app.adapters.event_log import LogHead, hold_head
+from app.adapters.feature_tables import FORGET_STATES, hold_projection
 from app.adapters.forgotten_users import ForgottenUsers
 from app.domain.context import context_key
 from app.domain.ports import Loaded
@@ -168,21 +169,17 @@ class ImportLoader:
 
     def _merge_chunk(self, after: datetime | None, until: datetime, shift: str) -> int:
         with _transaction(self._connection):
-            # The projector must not pass by while older events come in.
-            folded_until = self._connection.execute(
-                text("SELECT folded_until FROM projection FOR UPDATE")
-            ).scalar_one()
+            # No projector must pass by while older events come in.
+            hold_projection(self._connection)
             head = hold_head(self._connection, "events")
             if head.is_selective:
                 self._leave_out(head, after, until, shift)
             recorded, oldest = self._connection.execute(
                 _MERGE_CHUNK, {"after": after, "until": until, "shift": shift}
             ).one()
-            if oldest is not None and folded_until is not None:
-                self._connection.execute(
-                    text("UPDATE projection SET needs_rebuild = true WHERE folded_until >= :oldest"),
-                    {"oldest": oldest},
-                )
+            if oldest is not None:
+                self._connection.execute(_NOTE_OLDER_EVENTS, {"oldest": oldest})
+                self._connection.execute(FORGET_STATES)  # a rebuild under way may have passed by
             return recorded
 
     def _leave_out(self, head: LogHead, after: datetime | None, until: datetime, shift: str) -> None:
@@ -235,6 +232,10 @@ class ImportLoader:
 _CHUNK = """
     FROM staged_events
     WHERE (CAST(:after AS timestamptz) IS NULL OR occurred_at > :after) AND occurred_at <= :until"""
+
+_NOTE_OLDER_EVENTS = text("""
+    UPDATE projection SET needs_rebuild = true
+    WHERE :oldest <= (SELECT max(folded_until) FROM projection_slots)""")
 
 # An imported event was received when it happened: what came before it was known by then.
 _MERGE_CHUNK = text("""

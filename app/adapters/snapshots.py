@@ -40,9 +40,13 @@ log = logging.getLogger(__name__)
 # Rows read at a time: enough to share the cost of growing the columns, few enough for a flat memory.
 _BATCH_ROWS = 50_000
 
+# All rows up to the slot that is hindmost are there; of others also later ones, which are read again.
 _VERSION = text("""
-    SELECT generation::text, nullif(folded_until, '-infinity'), nullif(last_at, '-infinity')
-    FROM projection, log_heads WHERE name = 'catalog'""")
+    SELECT generation::text, nullif(last_at, '-infinity'), nullif(hindmost, '-infinity'), progress
+    FROM projection, log_heads, (
+        SELECT min(folded_until) AS hindmost, md5(string_agg(folded_until::text, ' ' ORDER BY slot)) AS progress
+        FROM projection_slots
+    ) AS slots WHERE name = 'catalog'""")
 
 # A deleted proposition is known to a snapshot as one that may never be shown.
 _PROPOSITIONS = text("""
@@ -75,11 +79,10 @@ class SnapshotSource:
             StoreUnavailable: PostgreSQL does not answer; the given snapshot stays good.
         """
         with self._database.snapshot() as connection:
-            generation, counters_at, catalog_at = connection.execute(_VERSION).one()
-            version = SnapshotVersion(generation, catalog_at, counters_at)
+            version = SnapshotVersion(*connection.execute(_VERSION).one())
             if version == snapshot.version:
                 return snapshot
-            if generation != snapshot.version.generation:
+            if version.generation != snapshot.version.generation:
                 snapshot = empty_snapshot(snapshot.half_lives_s)
             old = snapshot.version
             # A cursor of the server: not all rows of a large catalog at once.
@@ -261,6 +264,7 @@ def _header(snapshot: Snapshot) -> dict[str, Any]:
             _iso(snapshot.version.catalog_at),
             _iso(snapshot.version.counters_at),
         ],
+        "progress": snapshot.version.progress,
         "half_lives_s": snapshot.half_lives_s,
         "click_prior": asdict(snapshot.click_prior),
         "contexts": snapshot.contexts.contexts,
@@ -278,7 +282,9 @@ def _snapshot(columns: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> S
     generation, *times = header["version"]
     texts = header["texts"]
     return Snapshot(
-        version=SnapshotVersion(generation, *(time and datetime.fromisoformat(time) for time in times)),
+        version=SnapshotVersion(
+            generation, *(time and datetime.fromisoformat(time) for time in times), header.get("progress")
+        ),
         half_lives_s=tuple(header["half_lives_s"]),
         catalog=Catalog(
             **{name: columns[f"catalog.{name}"] for name in ARRAY_COLUMNS},

@@ -6,7 +6,7 @@ long the history is. The projector and the replay both call `fold_events`, in th
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -112,16 +112,22 @@ def decay_to(counts: np.ndarray, as_of_s: np.ndarray, at_s, half_lives_s: np.nda
 
 
 def fold_events(
-    events: Iterable[RecordedEvent], states: States, half_lives_s: Sequence[float]
+    events: Iterable[RecordedEvent],
+    states: States,
+    half_lives_s: Sequence[float],
+    is_wanted: Callable[[str, str], bool] | None = None,
 ) -> list[FeatureRow]:
     """Folds events, ordered by `received_at`, into the counters in `states` (changed in place).
 
+    Only those of the views and keys that are wanted, if that is said; no entity's depend on another's.
     Returns one row per entity and `received_at`, in that order: what a reader may see from then on.
     """
     half_lives = np.asarray(half_lives_s, dtype=np.float64)
     rows: dict[tuple[datetime, str, str], FeatureRow] = {}
     for event in events:
         for view, key in counter_keys(event):
+            if is_wanted is not None and not is_wanted(view, key):
+                continue
             counters = add_event(states.get((view, key)), event.event_type, event.counted_at_s, half_lives)
             states[view, key] = counters
             rows[event.received_at, view, key] = FeatureRow(view, key, counters, event.received_at)

@@ -30,12 +30,14 @@ class SnapshotVersion:
     """How much of the stores a snapshot holds.
 
     `generation` names the database and the last rebuild of its counters; the times say up to which commit
-    of the catalog and of the projector's rows it has read.
+    of the catalog and of the projectors' rows it has read all. `progress` is another one whenever any
+    projector got further, also if the hindmost did not.
     """
 
     generation: str | None
     catalog_at: datetime | None
     counters_at: datetime | None
+    progress: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

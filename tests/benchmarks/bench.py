@@ -40,6 +40,7 @@ class Plan:
     promotions: int
     promotion_interval_s: float
     materialized_rows: int
+    projected_events: int
 
 
 FULL = Plan(
@@ -58,6 +59,7 @@ FULL = Plan(
     promotions=20,
     promotion_interval_s=1.5,
     materialized_rows=200_000,
+    projected_events=60_000,
 )
 QUICK = Plan(
     size=Size(users=2_000, propositions=400),
@@ -75,6 +77,7 @@ QUICK = Plan(
     promotions=2,
     promotion_interval_s=1.5,
     materialized_rows=2_000,
+    projected_events=600,
 )
 
 

@@ -36,6 +36,7 @@ REQUIRED = {
     "p99_ms_at_80_percent": ("<", 50.0),
     "catalog_cost_ratio": ("<=", 1.5),
     "materialize_vs_stock": (">=", 5.0),
+    "projector_events_per_s": (">=", 5_000.0),
     "promotion_bad_requests": ("<=", 0.0),
     "ready_s": ("<", 15.0),
     "events_vs_flask": (">=", 0.25),

@@ -11,9 +11,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from tests.benchmarks import report
-from tests.benchmarks.bench import FULL, QUICK, Bench
+from tests.benchmarks.bench import FULL, QUICK, Bench, environment
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.load import has_wrk
+from tests.benchmarks.projection import measure_projection
 from tests.benchmarks.promotion import measure_promotions
 from tests.benchmarks.rows import measure_rows
 from tests.benchmarks.stores import ROOT
@@ -37,6 +38,12 @@ def promotion(bench: Bench) -> tuple[dict, dict]:
     return report.summarize_promotions(measured), {"promotion": measured}
 
 
+def projection(bench: Bench) -> tuple[dict, dict]:
+    with bench.world("projection", bench.plan.size) as loaded, environment(loaded.stores.environment):
+        measured = measure_projection(loaded.stores.settings, bench.plan.size, bench.plan.projected_events)
+    return {"projector_events_per_s": measured.events_per_s}, {"projection": measured}
+
+
 def materialize(bench: Bench) -> tuple[dict, dict]:
     if find_spec(MATERIALIZATION) is None:
         problem = f"{MATERIALIZATION} is not there"
@@ -52,6 +59,7 @@ SECTIONS: dict[str, Callable[[Bench], tuple[dict, dict]]] = {
     "rows": rows,
     "promotion": promotion,
     "growth": growth,
+    "projection": projection,
     "materialize": materialize,
 }
 

@@ -19,6 +19,8 @@ import redis
 
 from app.adapters.embedded import EmbeddedServers
 from app.bootstrap import FEAST_PROJECT
+from app.events.project import FACTS_MARK
+from app.features.slots import ALL_SLOTS
 from app.settings import Settings
 from tests.benchmarks.data import CatalogChunk, Chunk, World
 from tests.benchmarks.encoding import copy_binary, copy_columns, redis_commands
@@ -170,14 +172,17 @@ class _Loader:
         """Says how far the tables go, so that snapshots and the projector find nothing left to do."""
         with self._connection, self._connection.cursor() as cursor:
             cursor.execute("UPDATE log_heads SET last_at = %s", (self._at,))
-            cursor.execute("UPDATE projection SET folded_until = %s RETURNING generation::text", (self._at,))
+            cursor.execute("UPDATE projection_slots SET folded_until = %s", (self._at,))
+            cursor.execute("SELECT generation::text FROM projection")
             (generation,) = cursor.fetchone()
             cursor.execute("ANALYZE")
         self._connection.autocommit = True
         with self._connection.cursor() as cursor:
             cursor.execute("CHECKPOINT")
         with redis.Redis(connection_pool=self._pipe.pool) as client:
-            client.set("propositions:projected", f"{generation} {self._at.isoformat()}")
+            mark = f"{generation} {self._at.isoformat()}"
+            marks = dict.fromkeys(map(str, (*ALL_SLOTS, FACTS_MARK)), mark)
+            client.hset("propositions:projected-slots", mapping=marks)
 
     def _copy(self, what: str, content: bytes) -> None:
         with self._connection, self._connection.cursor() as cursor:

@@ -27,12 +27,12 @@ from app.adapters.feature_store import (
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import connect_redis
-from app.bootstrap import FEAST_PROJECT
+from app.bootstrap import FEAST_PROJECT, open_import
 from app.domain.errors import ConfigurationError, FeaturesUnavailable
-from app.domain.types import FeatureState
+from app.domain.types import FeatureState, Proposition, User
 from app.events.project import Projector
 from app.features.covisits import CovisitRules
-from app.features.fold import COUNTER_VIEWS, FOLDED_VIEWS, KEY_COLUMNS
+from app.features.fold import COUNTER_VIEWS, FOLDED_VIEWS, KEY_COLUMNS, Counters, FeatureRow
 from app.features.recent import RECENT_FIELD, RECENT_VIEW
 from app.features.schema import COUNTER_FIELDS, EntityName, FieldKind
 from tests.builders import CONTEXT_FIELDS, event, query
@@ -87,7 +87,7 @@ def some_events():
 
 def redis_content(settings) -> dict[bytes, dict[bytes, bytes]]:
     with redis.Redis.from_url(settings.redis_address) as client:
-        keys = [key for key in client.scan_iter() if client.type(key) == b"hash"]
+        keys = [key for key in client.scan_iter() if not key.startswith(b"propositions:")]
         return {key: client.hgetall(key) for key in keys}
 
 
@@ -236,6 +236,72 @@ def test_a_redis_that_lost_everything_gets_its_profiles_back_too(
     assert read.rows.values["age_years"].tolist() == [42.0]
     for folded in FOLDED_VIEWS:
         assert not store.get_feature_view(folded).materialization_intervals
+
+
+def test_a_profile_that_changes_is_read_by_stock_feast_after_the_next_look(settings, store, projector):
+    def import_user(segment: str) -> None:
+        with open_import(settings) as loader:
+            loader.add(User("u1", segment=segment))
+            loader.add(User("u2", segment="reader"))
+            loader.add(Proposition("p1", "One", "sport", value=2.0))
+            loader.finish(False)
+
+    def read() -> list:
+        found = store.get_online_features(
+            features=["user_profile:segment"], entity_rows=[{"user_id": "u1"}, {"user_id": "u2"}]
+        )
+        return found.to_dict()["segment"]
+
+    import_user("writer")
+    projector.write_facts()
+    assert read() == ["writer", "reader"]
+    with redis.Redis.from_url(settings.redis_address) as client:
+        unchanged = next(key for key in client.scan_iter() if b"u2" in key)
+        client.delete(unchanged)
+        import_user("editor")
+
+        projector.write_facts()
+
+        assert read() == ["editor", None]  # what did not change is not written again
+        projector._online._client.delete("propositions:projected-slots")
+        projector.write_facts()
+        assert read() == ["editor", "reader"]
+    value = store.get_online_features(["proposition_catalog:value"], [{"proposition_id": "p1"}]).to_dict()
+    assert value["value"] == [2.0]
+
+
+def test_facts_are_written_as_feast_materializes_them(settings, store, projector):
+    query(
+        settings,
+        "INSERT INTO user_profile (user_id, age_years, gender, segment, event_timestamp)"
+        " VALUES ('u1', 42.5, NULL, 'writer', now() - interval '1 hour'), ('u1', 41, 'F', NULL, now() - interval '1 day')",
+    )
+    projector.write_facts()
+    written = redis_content(settings)
+    with redis.Redis.from_url(settings.redis_address) as client:
+        client.flushdb()
+
+    store.materialize_incremental(datetime.now(UTC), ["user_profile"])
+
+    assert redis_content(settings) == written != {}
+
+
+def test_an_older_row_that_comes_late_overwrites_none_but_by_intent(store):
+    def row(clicks: float, at: datetime) -> dict[str, list[FeatureRow]]:
+        state = Counters(np.full((len(COUNTER_FIELDS), HALF_LIFE_COUNT), clicks), at.timestamp())
+        return {"user_activity": [FeatureRow("user_activity", "u1", state, at)]}
+
+    def read() -> float:
+        rows = store.get_online_features(["user_activity:clicks"], [{"user_id": "u1"}]).to_dict()
+        return rows["clicks"][0][0]
+
+    writer = OnlineFeatureWriter(store)
+    writer.write(row(2.0, YESTERDAY))
+
+    writer.write(row(1.0, YESTERDAY - timedelta(seconds=1)))
+    assert read() == 2.0
+    writer.write(row(1.0, YESTERDAY - timedelta(seconds=1)), over_newer=True)
+    assert read() == 1.0
 
 
 def test_feast_reads_an_unknown_entity_as_null_and_we_as_missing(store, reader):

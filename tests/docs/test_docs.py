@@ -17,6 +17,7 @@ from app.adapters.kafka_metrics import IntakeMetrics, SenderMetrics
 from app.api.metrics import EventMetrics, ServingMetrics
 from app.domain.context import complete_context
 from app.events.message import SCHEMA_HEADER, SCHEMA_VERSION, decode, encode
+from app.events.metrics import ProjectorMetrics
 from app.imports import native
 from app.imports.records import ImportRules, Reject
 from app.settings import Settings, show_value
@@ -93,7 +94,7 @@ def test_settings_that_the_readme_names_exist():
 
 def test_every_metric_is_documented_and_every_documented_one_exists():
     registry = CollectorRegistry()
-    for metrics in (ServingMetrics, EventMetrics, SenderMetrics, IntakeMetrics):
+    for metrics in (ServingMetrics, EventMetrics, SenderMetrics, IntakeMetrics, ProjectorMetrics):
         metrics(registry)
 
     documented = set(re.findall(r"^\| `(propositions_[a-z_]+)`", README, re.MULTILINE))

@@ -5,52 +5,24 @@ import numpy as np
 import pytest
 
 from app.adapters.database import batch_database
-from app.adapters.event_log import PostgresEventLog
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.snapshots import SnapshotSource
 from app.bootstrap import migrate_database, open_import
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.events.project import Projector
-from app.features.covisits import CovisitRules
-from app.features.fold import COUNTER_VIEWS, KEY_COLUMNS
-from app.features.recent import Recents
+from app.features.slots import ALL_SLOTS
 from app.features.snapshot import empty_snapshot
-from tests.builders import CONTEXT_FIELDS, DAY_S, event, proposition, query
-
-START = datetime.now(UTC) - timedelta(days=3)
-COVISITS = CovisitRules(window_s=DAY_S, half_life_s=30 * DAY_S)
-
-
-class FakeOnlineStore:
-    """A dictionary with the behaviour of the online store: may be down, may lose everything."""
-
-    def __init__(self):
-        self.rows, self.mark, self.is_down, self.has_facts = {}, None, False, False
-
-    def write(self, rows):
-        self._check()
-        for view, view_rows in rows.items():
-            for row in view_rows:
-                self.rows[view, row.key] = row.state
-
-    def write_facts(self):
-        self._check()
-        self.has_facts = True
-
-    def projected(self):
-        self._check()
-        return self.mark
-
-    def set_projected(self, mark):
-        self._check()
-        self.mark = mark
-
-    def _check(self):
-        if self.is_down:
-            raise StoreUnavailable("down")
-
-    def lose_everything(self):
-        self.rows, self.mark, self.has_facts = {}, None, False
+from tests.builders import CONTEXT_FIELDS, event, proposition, query
+from tests.projection import (
+    COVISITS,
+    START,
+    FakeOnlineStore,
+    assert_online_is_current,
+    feature_rows,
+    import_events,
+    latest_online,
+    log_events,
+)
 
 
 @pytest.fixture
@@ -73,70 +45,6 @@ def project(settings, database, online):
     return make
 
 
-def log_events(database, *events):
-    PostgresEventLog(database, CONTEXT_FIELDS).append(events)
-
-
-def import_events(settings, count: int, start: datetime = START, prefix: str = "e"):
-    types = ("impression", "click", "impression", "conversion", "dismiss")
-    with open_import(settings) as loader:
-        loader.add(proposition("p0", category="sport"))
-        for n in range(count):
-            at = start + timedelta(seconds=7 * n - n % 3)
-            loader.add(event(f"{prefix}{n}", types[n % 5], f"p{n % 4}", at, user_id=f"u{n % 6}"))
-        return loader.finish(False)
-
-
-def feature_rows(settings) -> dict[str, list[tuple]]:
-    """All that the projector has written, by table."""
-    counters = "impressions, clicks, conversions, dismissals, as_of_s, event_timestamp"
-    return {
-        **{
-            table: query(
-                settings, f"SELECT {KEY_COLUMNS[entity]}, {counters} FROM {table} ORDER BY 1, event_timestamp"
-            )
-            for entity, table in COUNTER_VIEWS.items()
-        },
-        "user_recent": query(
-            settings,
-            "SELECT user_id, propositions, counted_at_s, event_timestamp FROM user_recent"
-            " ORDER BY 1, event_timestamp",
-        ),
-        "proposition_neighbours": query(
-            settings,
-            "SELECT proposition_id, neighbour_ids, weights, as_of_s, updated_at FROM proposition_neighbours"
-            " ORDER BY 1",
-        ),
-    }
-
-
-def latest_online(settings) -> dict:
-    rows = {
-        ("user_recent", user_id): tuple(propositions)
-        for user_id, propositions in query(
-            settings,
-            "SELECT DISTINCT ON (user_id) user_id, propositions FROM user_recent"
-            " ORDER BY user_id, event_timestamp DESC",
-        )
-    }
-    for entity, table in COUNTER_VIEWS.items():
-        for key, *counts in query(
-            settings,
-            f"SELECT DISTINCT ON ({KEY_COLUMNS[entity]}) {KEY_COLUMNS[entity]}, impressions, clicks, conversions,"
-            f" dismissals FROM {table} ORDER BY {KEY_COLUMNS[entity]}, event_timestamp DESC",
-        ):
-            rows[table, key] = np.array(counts)
-    return rows
-
-
-def assert_online_is_current(settings, online):
-    expected = latest_online(settings)
-    assert online.rows.keys() == expected.keys()
-    for key, state in online.rows.items():
-        online_value = state.proposition_ids if isinstance(state, Recents) else state.counts
-        assert np.array_equal(online_value, expected[key])
-
-
 def test_every_event_is_folded_once_however_often_the_projector_runs(settings, project):
     import_events(settings, 50)
 
@@ -151,10 +59,10 @@ def test_the_size_of_batches_and_restarts_between_them_do_not_matter(settings, p
     project(batch_events=1_000).run()
     at_once = feature_rows(settings)
 
-    query(settings, "UPDATE projection SET folded_until = '-infinity', positives_until = '-infinity'")
+    query(settings, "UPDATE projection_slots SET folded_until = '-infinity'")
     for table in at_once:
         query(settings, f"TRUNCATE {table}")
-    while project(batch_events=7)._run_batch():
+    while project(batch_events=7).step(ALL_SLOTS)[0]:
         pass
 
     assert feature_rows(settings) == at_once
@@ -190,7 +98,7 @@ def test_a_crash_before_the_commit_leaves_nothing_and_loses_nothing(settings, pr
     import_events(settings, 20)
     projector = project()
 
-    def crash(self, moment):
+    def crash(self, slots, moment):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -206,7 +114,7 @@ def test_a_projector_whose_commit_failed_folds_nothing_twice_when_it_goes_on(set
     import_events(settings, 60)
     projector = project()
 
-    def fail(self, moment):
+    def fail(self, slots, moment):
         raise StoreUnavailable("gone at the last moment")
 
     with monkeypatch.context() as patch:
@@ -251,7 +159,9 @@ def test_what_was_derived_from_another_database_is_not_taken_for_this_one(
 ):
     import_events(settings, 20)
     project().run()
-    online.mark = "some-other-generation " + online.mark.partition(" ")[2]
+    online.known = {
+        name: "some-other-generation " + mark.partition(" ")[2] for name, mark in online.known.items()
+    }
     online.rows = {}
     snapshot = SnapshotSource(database).refresh(empty_snapshot(settings.half_lives_s))
     foreign = replace(
@@ -352,15 +262,41 @@ def test_an_upgrade_without_events_replays_nothing(empty_database):
     assert not FeatureTables(batch_database(empty_database)).progress().needs_rebuild
 
 
-def test_what_a_projector_of_the_release_before_folded_alone_is_replayed(settings, database, project):
-    import_events(settings, 20)
-    project().run()
-    log_events(database, event("e-old-release", "click", "p9", datetime.now(UTC), user_id="u0"))
-    query(settings, "UPDATE projection SET folded_until = (SELECT max(received_at) FROM events)")
+def test_what_a_projector_of_the_release_before_left_is_replayed_or_gone_on_from(empty_database):
+    migrate_database(empty_database, up_to="0003")
+    database = batch_database(empty_database)
+    log_events(database, event("e1", "click", "p1"), event("e2", "click", "p2"))
+    moved = "UPDATE projection SET folded_until = %s, positives_until = %s"
+    latest = query(empty_database, "SELECT max(received_at) FROM events")[0][0]
+    query(empty_database, moved, (latest, latest))
 
-    project().run()
+    migrate_database(empty_database)
+    assert Projector(FeatureTables(database), None, empty_database.half_lives_s, COVISITS, 9).run() == 0
+    migrate_database(empty_database, down_to="0003")
+    assert query(empty_database, "SELECT folded_until, positives_until, needs_rebuild FROM projection") == [
+        (latest, latest, False)
+    ]
 
-    assert query(settings, "SELECT user_id FROM user_recent WHERE propositions[1] = 'p9'") == [("u0",)]
+    query(empty_database, moved, (latest, "-infinity"))  # the release before that one folded no positives
+    migrate_database(empty_database)
+    assert Projector(FeatureTables(database), None, empty_database.half_lives_s, COVISITS, 9).run() == 2
+
+
+def test_a_downgrade_while_slots_are_differently_far_makes_the_release_before_replay(empty_database):
+    migrate_database(empty_database)
+    database = batch_database(empty_database)
+    projector = Projector(FeatureTables(database), None, empty_database.half_lives_s, COVISITS, 9)
+    log_events(database, event("e1", "click", "p1"))
+    projector.run()
+    log_events(database, event("e2", "click", "p2"))
+    projector.step({0, 1, 2})
+
+    migrate_database(empty_database, down_to="0003")
+
+    (found,) = query(empty_database, "SELECT needs_rebuild, folded_until FROM projection")
+    assert found == (True, query(empty_database, "SELECT max(received_at) FROM events")[0][0])
+    migrate_database(empty_database)
+    assert projector.run() == 2
 
 
 def test_the_longest_ids_and_contexts_can_be_folded(settings, database, project):

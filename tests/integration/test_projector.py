@@ -263,9 +263,10 @@ def test_an_upgrade_without_events_replays_nothing(empty_database):
 
 
 def test_what_a_projector_of_the_release_before_left_is_replayed_or_gone_on_from(empty_database):
-    migrate_database(empty_database, up_to="0003")
+    migrate_database(empty_database)
     database = batch_database(empty_database)
     log_events(database, event("e1", "click", "p1"), event("e2", "click", "p2"))
+    migrate_database(empty_database, down_to="0003")
     moved = "UPDATE projection SET folded_until = %s, positives_until = %s"
     latest = query(empty_database, "SELECT max(received_at) FROM events")[0][0]
     query(empty_database, moved, (latest, latest))

@@ -24,7 +24,7 @@ from app.features.fold import (
     latest_rows,
 )
 from app.features.recent import is_positive, recent_keys
-from app.features.slots import ALL_SLOTS, COVISIT_SLOT, Progress, chooser, slot_of
+from app.features.slots import ALL_SLOTS, COVISIT_SLOT, Progress, chooser
 
 log = logging.getLogger(__name__)
 
@@ -294,7 +294,7 @@ class Projector:
             behind = {s for s in folded.before.folded_until if known.get(str(s)) != folded.before.mark(s)}
             if behind:
                 self._catch_up(folded.after, {slot: known.get(str(slot)) for slot in behind})
-            self._online.write(latest_rows(_outside(folded.rows, behind)))
+            self._online.write(latest_rows(folded.rows))
             after = {str(slot): folded.after.mark(slot) for slot in folded.after.folded_until}
             if after.items() - known.items():
                 self._online.set_marks(after)
@@ -313,9 +313,3 @@ class Projector:
         # What another database or the time before a rebuild left there may bear a later time.
         self._online.write(latest_rows(rows), over_newer=after is None)
         log.info("wrote %d rows to the online store, which was behind", len(rows))
-
-
-def _outside(rows: Sequence[FeatureRow], slots: Collection[int]) -> Sequence[FeatureRow]:
-    if not slots:
-        return rows
-    return [row for row in rows if slot_of(row.view, row.key) not in slots]

@@ -321,6 +321,36 @@ def test_events_that_are_imported_while_all_are_replayed_are_counted(settings, p
     assert_equals_a_replay(settings, project)
 
 
+def test_batches_of_different_slots_do_not_wait_for_each_other_but_an_import_does_for_all(
+    settings, database, project
+):
+    log_in_commits(database, 20)
+    importing = threading.Thread(
+        target=import_events, args=(settings, 10, START - timedelta(days=1), "older"), daemon=True
+    )
+    tables = FeatureTables(database)
+    with tables.batch({0}), tables.batch({1}):
+        importing.start()
+        wait_until(lambda: query(settings, "SELECT count(*) FROM pg_locks WHERE NOT granted") != [(0,)])
+        assert query(settings, "SELECT count(*) FROM events WHERE starts_with(event_id, 'older')") == [(0,)]
+    importing.join(WAIT_S)
+
+    assert query(settings, "SELECT count(*) FROM events WHERE starts_with(event_id, 'older')") == [(10,)]
+
+
+def test_events_that_are_imported_behind_the_foremost_slot_are_replayed(settings, database, project):
+    import_events(settings, 60)
+    project().run()
+    log_events(database, event("now", "click", "p1"))
+    project().step({0})
+
+    import_events(settings, 10, datetime.now(UTC) - timedelta(hours=1), prefix="between")
+
+    assert query(settings, "SELECT needs_rebuild FROM projection") == [(True,)]
+    project().run()
+    assert_equals_a_replay(settings, project)
+
+
 def test_only_one_replays_and_the_others_wait(settings, database, project):
     import_events(settings, 30)
     query(settings, "UPDATE projection SET needs_rebuild = true")

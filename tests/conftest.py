@@ -4,7 +4,6 @@ Each test that asks for `settings` gets a database of its own, cloned from one t
 the feature repo applied, an empty Redis, and a data folder of its own.
 """
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,23 +11,29 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
 
+import prometheus_client.values
 import psutil
 import psycopg2
 import pytest
 import redis
+from prometheus_client.values import MultiProcessValue
 
 from app.adapters.embedded import EmbeddedServers
 from app.bootstrap import migrate_database
 from app.settings import Settings, load_settings
 
-# Before anything imports prometheus_client, which reads it once.
-_METRICS = Path(os.environ.get("TMPDIR", "/tmp")) / f"propositions-test-metrics-{os.getpid()}"
-_METRICS.mkdir(exist_ok=True)
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_METRICS)
-
 pytest_plugins = ["tests.kafka_broker"]
 
 TEMPLATE = "template_propositions"
+
+
+@pytest.fixture(autouse=True)
+def own_metrics(tmp_path, monkeypatch) -> None:
+    """Each test counts from zero: the metrics of all processes that share a folder are summed."""
+    folder = tmp_path / "metrics"
+    folder.mkdir()
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(folder))
+    monkeypatch.setattr(prometheus_client.values, "ValueClass", MultiProcessValue())
 
 
 @pytest.fixture(scope="session")

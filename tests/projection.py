@@ -28,7 +28,10 @@ class FakeOnlineStore:
             for row in view_rows:
                 self.rows[view, row.key] = row.state
 
-    def write_facts(self, after, until):
+    def fact_views(self):
+        return ["user_profile", "proposition_catalog"]
+
+    def write_facts(self, view, after, until):
         self._check()
         self.has_facts = True
 

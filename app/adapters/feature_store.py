@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
 
@@ -130,6 +130,7 @@ class OnlineFeatureWriter:
             self._views = {name: store.get_feature_view(name) for name in FOLDED_VIEWS}
         except FeastObjectNotFoundException as error:
             raise ConfigurationError(f"{error}: run `propositions feast apply`") from error
+        self._facts = {v.name: v for v in store.list_feature_views() if v.name not in FOLDED_VIEWS}
         self._online_store = store.provider.online_store
         self._client = self._online_store._get_client(store.config.online_store)
         self._slates = RedisSlateStore(open_wire(self._client), slates_ttl) if slates_ttl else None
@@ -145,15 +146,21 @@ class OnlineFeatureWriter:
                 self._write(view, [_online_batch(view, view_rows)], over_newer)
         except RedisError as error:
             raise StoreUnavailable(f"Redis did not take the features: {error}") from error
+        self._outdate_slates([row.key for row in rows.get(COUNTER_VIEWS[EntityName.USER], ())])
+
+    def _outdate_slates(self, users: Sequence[str]) -> None:
         if self._slates is not None:
-            users = [row.key for row in rows.get(COUNTER_VIEWS[EntityName.USER], ())]
             for first in range(0, len(users), _USERS_AT_A_TIME):
                 self._slates.forget(users[first : first + _USERS_AT_A_TIME])
 
-    def write_facts(self, after: datetime | None, until: datetime) -> None:
-        """Writes the newest rows of the views that are not folded (profiles, catalog).
+    def fact_views(self) -> Collection[str]:
+        """The views that are not folded: profiles, the catalog, and whatever else the feature repo declares."""
+        return self._facts.keys()
 
-        Those of the time `after` to `until`; all if `after` is None, which is what a store that lost its data
+    def write_facts(self, view_name: str, after: datetime | None, until: datetime) -> None:
+        """Writes the newest rows of a view that is not folded.
+
+        Those of later than `after`, up to `until`; all if `after` is None, which is what a store that lost its data
         needs: Feast's incremental materialization starts where it ended last.
 
         Raises:
@@ -161,21 +168,33 @@ class OnlineFeatureWriter:
         """
         until = max(until, datetime.now(UTC))
         try:
-            for view in self._store.list_feature_views():
-                if view.name not in FOLDED_VIEWS:
-                    self._write_newest(view, after or until - view.ttl, until, over_newer=after is None)
+            view = self._facts[view_name]
+            first = until - view.ttl if after is None else after + timedelta(microseconds=1)
+            keys = self._write_newest(view, first, until, over_newer=after is None)
         except RedisError as error:
             raise StoreUnavailable(f"Redis did not take the features: {error}") from error
         except (OperationalError, psycopg.OperationalError) as error:
             raise StoreUnavailable("PostgreSQL did not answer Feast") from error
+        if after is not None and view.entities == [EntityName.USER]:
+            self._outdate_slates(keys)
 
-    def _write_newest(self, view: FeatureView, after: datetime, until: datetime, over_newer: bool) -> None:
-        """Past `materialize`, which adds an interval to the registry each time."""
+    def _write_newest(
+        self, view: FeatureView, after: datetime, until: datetime, over_newer: bool
+    ) -> list[str]:
+        """The keys of the rows. Past `materialize`, which adds an interval to the registry each time."""
+        keys: list[str] = []
+
+        def noted() -> Iterator[pa.RecordBatch]:
+            for batch in self._newest_rows(view, after, until):
+                keys.extend(batch.column(view.join_keys[0]).to_pylist())
+                yield batch
+
         try:
-            self._write(view, self._newest_rows(view, after, until), over_newer)
+            self._write(view, noted(), over_newer)
         except NotInColumns:
             with redirect_stdout(sys.stderr):  # Feast tells of its progress; stdout holds logs only
                 self._store.materialize(after, until, [view.name])
+        return keys
 
     def _newest_rows(self, view: FeatureView, after: datetime, until: datetime) -> Iterator[pa.RecordBatch]:
         source = view.batch_source

@@ -248,10 +248,11 @@ class FeatureTables:
                 connection.execute(text(f"CREATE TABLE {rebuilt} (LIKE {table} INCLUDING ALL)"))
             return _progress(connection, ALL_SLOTS).states_version
 
-    def catalog_at(self) -> datetime:
-        """The last change of users and propositions."""
+    def facts_at(self) -> dict[str, datetime]:
+        """The last change of what is entered and not folded, by view."""
         with self._database.transaction() as connection:
-            return connection.execute(_CATALOG_AT).scalar_one() or BEGINNING
+            heads = dict(map(tuple, connection.execute(_HEADS)))
+        return {view: heads[head] or BEGINNING for view, head in _FACT_HEADS.items()}
 
     def latest(self, after: datetime | None) -> list[FeatureRow]:
         """The newest row of every entity that changed after a moment, or of every entity."""
@@ -306,7 +307,9 @@ def hold_projection(connection: Connection) -> None:
 # With the projection held: what processes remember of states, and an unfinished rebuild, no longer count.
 FORGET_STATES = text("UPDATE projection SET states_version = states_version + 1")
 
-_CATALOG_AT = text("SELECT nullif(last_at, '-infinity') FROM log_heads WHERE name = 'catalog'")
+# The views of what is entered and not folded, and the heads that tell of their changes.
+_FACT_HEADS = {"user_profile": "users", "proposition_catalog": "catalog"}
+_HEADS = text("SELECT name, nullif(last_at, '-infinity') FROM log_heads")
 
 
 def _progress(

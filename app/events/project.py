@@ -35,7 +35,8 @@ class OnlineWriter(Protocol):
     """Where the newest rows are served from. May be lost: then it knows no marks, and all is written again."""
 
     def write(self, rows: Mapping[str, Sequence[FeatureRow]], over_newer: bool = False) -> None: ...
-    def write_facts(self, after: datetime | None, until: datetime) -> None: ...
+    def fact_views(self) -> Collection[str]: ...
+    def write_facts(self, view: str, after: datetime | None, until: datetime) -> None: ...
     def marks(self) -> Mapping[str, str]: ...
     def set_marks(self, marks: Mapping[str, str]) -> None: ...
 
@@ -50,7 +51,7 @@ class Tables(Protocol):
     def start_rebuild(self) -> int: ...
     def latest(self, after: datetime | None) -> list[FeatureRow]: ...
     def progress(self) -> Progress: ...
-    def catalog_at(self) -> datetime: ...
+    def facts_at(self) -> Mapping[str, datetime]: ...
 
 
 class StateCache:
@@ -173,12 +174,14 @@ class Projector:
         if self._online is None:
             return
         try:
-            progress, catalog_at = self._tables.progress(), self._tables.catalog_at()
-            mark = f"{progress.generation} {catalog_at.isoformat()}"
-            known = self._online.marks().get(FACTS_MARK)
-            if known != mark:
-                self._online.write_facts(progress.known_until(known), catalog_at)
-                self._online.set_marks({FACTS_MARK: mark})
+            progress, facts_at = self._tables.progress(), self._tables.facts_at()
+            marks = self._online.marks()
+            for view in self._online.fact_views():
+                name, changed_at = f"{FACTS_MARK} {view}", facts_at.get(view, BEGINNING)
+                mark = f"{progress.generation} {changed_at.isoformat()}"
+                if marks.get(name) != mark:
+                    self._online.write_facts(view, progress.known_until(marks.get(name)), changed_at)
+                    self._online.set_marks({name: mark})
         except StoreUnavailable as error:
             log.warning("the online store lags: %s", error)
 

@@ -19,10 +19,12 @@ from app.adapters.decision_log import PostgresDecisionLog
 from app.adapters.erasures import PostgresErasures
 from app.adapters.event_log import PostgresEventLog
 from app.adapters.feature_store import load_schema, open_feature_store
+from app.adapters.spool import SpoolFolder
 from app.api.factory import create_app
 from app.bootstrap import build_api, build_forget_user, build_projector, open_import
 from app.domain.errors import StoreUnavailable
 from app.domain.types import DegradationLevel, Slate, Strategy, User
+from app.features.slots import ALL_SLOTS
 from app.life.forget import SETTLED_AFTER, ForgetUser
 from app.settings import load_settings
 from tests.builders import CONTEXT_FIELDS, count, event, proposition, query, request
@@ -218,7 +220,7 @@ def test_forgetting_waits_for_the_projector_and_then_deletes_what_it_wrote(setti
     _, tables = build_projector(settings)
 
     with ThreadPoolExecutor(1) as pool:
-        with tables.batch() as (batch, _):
+        with tables.batch(ALL_SLOTS) as (batch, _):
             erasing = pool.submit(erasures.erase, "u1", {})
             wait_for_a_lock(settings)
             batch._connection.execute(
@@ -231,6 +233,30 @@ def test_forgetting_waits_for_the_projector_and_then_deletes_what_it_wrote(setti
         erasing.result(timeout=10)
 
     assert rows_of(settings, "u1") == dict.fromkeys(TABLES_OF_USERS, 0)
+
+
+def test_a_projector_that_knew_a_forgotten_person_starts_from_nothing_with_who_comes_back(
+    settings, event_log, forget
+):
+    projector = build_projector(settings)[0]
+    event_log.append([event(f"before-{n}", "click", "p1", user_id="u1") for n in range(3)])
+    projector.run()
+    forget("u1")
+
+    event_log.append([event("after", "click", "p1", at=datetime.now(UTC), user_id="u1")])
+    projector.run()
+
+    assert query(settings, "SELECT clicks[4] FROM user_activity WHERE user_id = 'u1'") == [(1.0,)]
+
+
+def test_what_waits_in_the_spool_of_this_machine_goes_too(settings, forget):
+    spool = SpoolFolder(settings.spool_dir, settings.spool_max_bytes)
+    spool.append([event("e1", user_id="u1"), event("e2", user_id="u2"), event("e3", user_id="u1")])
+
+    forgotten = forget("u1")
+
+    assert forgotten.counts["spool"] == 2
+    assert [kept.event_id for kept in spool.oldest().events] == ["e2"]
 
 
 def test_forgetting_waits_for_decisions_under_way(settings, crowd):

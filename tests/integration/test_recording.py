@@ -86,13 +86,14 @@ def test_while_postgres_is_killed_events_go_to_the_spool_and_from_there_to_postg
 def test_the_breaker_and_the_spool_show_in_the_metrics(settings, postgres):
     services, background, registry = build_api(settings)
     client = create_app(settings, services, registry).test_client()
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(name, labels)
+
     postgres.kill()
     for n in range(3):
         send(client, f"down-{n}")
     client.post("/log_event", json={})
-
-    def value(name: str, **labels: str) -> float | None:
-        return registry.get_sample_value(name, labels)
 
     assert value("propositions_events_total", outcome="recorded", stored_in="spool") == 3
     assert value("propositions_events_total", outcome="rejected", stored_in="nowhere") == 1

@@ -1,5 +1,6 @@
 """The `propositions` command. Training adds its commands through the entry points it declares."""
 
+import json
 import logging
 import os
 import signal
@@ -7,14 +8,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from app.api.logs import configure_logging
 from app.domain.errors import ConfigurationError, PropositionsError, StoreUnavailable
@@ -332,6 +336,34 @@ def demo(
     from app.demo import run_demo
 
     run_demo(once)
+
+
+@app.command()
+def gameday(
+    scenario: Annotated[str, typer.Option(help="What is tried: events.")] = "events",
+    short: Annotated[bool, typer.Option("--short", help="A minute instead of a quarter of an hour.")] = False,
+    kafka: Annotated[bool, typer.Option("--kafka", help="With a Kafka broker before PostgreSQL.")] = False,
+    seed: Annotated[int, typer.Option(help="Decides what is killed when.")] = 7,
+    json_path: Annotated[Path | None, typer.Option("--json", help="File for the result.")] = None,
+) -> None:
+    """Start a stack of its own, kill parts of it under load, and see whether its promises hold. Else end with status 1."""
+    from app.gameday.events import FULL, SHORT, run_events_gameday, table_rows
+
+    if scenario != "events":
+        raise typer.BadParameter("--scenario must be events")
+    plan = replace(SHORT if short else FULL, seed=seed)
+    with TemporaryDirectory(prefix="gameday-") as folder:
+        report = run_events_gameday(plan, Path(folder), kafka, lambda text: errors.print(text))
+    header, *rows = table_rows(report)
+    table = Table(*header, title=f"{plan.rate:g} events/s, {report.broker or 'PostgreSQL only'}, seed {seed}")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    if json_path is not None:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(report.to_json(), indent=2))
+    if not report.passed:
+        raise typer.Exit(1)
 
 
 @contextmanager

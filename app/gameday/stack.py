@@ -1,0 +1,206 @@
+"""The whole service in a folder of its own, on free ports: servers and processes that may be killed one by one."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from app.adapters.child_process import end_with_parent
+from app.adapters.embedded import EmbeddedServers
+from app.domain.errors import PropositionsError
+from app.settings import Settings, load_settings
+
+READY_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.05
+
+
+class GamedayFailed(PropositionsError):
+    """The stack did not come up, so that nothing can be said about it."""
+
+
+class Part(Protocol):
+    """Something of the stack that can fail."""
+
+    name: str
+
+    def start(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+class Program:
+    """A `propositions` command that runs until it is ended."""
+
+    def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+        self.name = name
+        self._arguments = arguments
+        self._environment = dict(environment)
+        self._folder = folder
+        self._process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        with (self._folder / f"{self.name}.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "app", *self._arguments],
+                cwd=self._folder,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+            )
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def kill(self) -> None:
+        """With all its workers, in the middle of whatever they do."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        if self.is_running:
+            self._process.terminate()
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is not None:
+            try:
+                os.killpg(self._process.pid, number)
+            except ProcessLookupError:
+                pass
+            self._process.wait()
+
+
+class Server:
+    """One of the embedded servers."""
+
+    def __init__(self, name: str, servers: EmbeddedServers) -> None:
+        self.name = name
+        self._servers = servers
+
+    def start(self) -> None:
+        self._servers.up(die_with_parent=True)
+
+    def kill(self) -> None:
+        (pid,) = (status.pid for status in self._servers.status() if status.name == self.name)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+
+
+class Stack:
+    """PostgreSQL, Redis, the web service and projectors."""
+
+    def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
+        self.folder = folder
+        self.port = _free_port()
+        self._environment = {
+            **os.environ,
+            **environment,
+            "DATA_DIR": str(folder / "data"),
+            "PORT": str(self.port),
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        self._servers = EmbeddedServers(folder / "data" / "embedded")
+        self.postgres = Server("postgres", self._servers)
+        self.service = Program("service", ["serve"], self._environment, folder)
+        self.projectors: list[Program] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def add_projector(self) -> Program:
+        """One more projector beside those that run."""
+        name = f"projector-{len(self.projectors) + 1}"
+        projector = Program(name, ["project", "--follow"], self._environment, self.folder)
+        projector.start()
+        self.projectors.append(projector)
+        return projector
+
+    def run(self, *arguments: str) -> None:
+        """Runs a `propositions` command to its end."""
+        done = subprocess.run(
+            [sys.executable, "-m", "app", *arguments],
+            cwd=self.folder,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise GamedayFailed(f"`propositions {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
+
+    def settings(self) -> Settings:
+        """The settings of the stack's processes, for looking into its stores."""
+        before = dict(os.environ)
+        os.environ.update(self._environment)
+        try:
+            return load_settings()
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+    def wait_until_ready(self) -> None:
+        wait_until(self._is_ready, READY_TIMEOUT_S, f"the service is not ready: see {self.folder}/service.log")
+
+    def _is_ready(self) -> bool:
+        try:
+            with urlopen(f"{self.url}/health/ready", timeout=5):
+                return True
+        except (URLError, OSError):
+            return False
+
+    def start(self) -> None:
+        self._servers.up(die_with_parent=True)
+        self.run("migrate")
+        self.run("feast", "apply")
+
+    def stop(self) -> None:
+        for program in (self.service, *self.projectors):
+            program.stop()
+        self._servers.down()
+
+
+@contextmanager
+def running_stack(folder: Path, environment: Mapping[str, str]) -> Iterator[Stack]:
+    """A stack with its servers up and its tables made; everything of it is gone afterwards."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    stack = Stack(folder, environment)
+    try:
+        stack.start()
+        yield stack
+    finally:
+        stack.stop()
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float, problem: str) -> float:
+    """Seconds until the condition held.
+
+    Raises:
+        GamedayFailed: it did not in time; says `problem`.
+    """
+    began_s = time.monotonic()
+    while not condition():
+        if time.monotonic() - began_s > timeout_s:
+            raise GamedayFailed(problem)
+        time.sleep(POLL_S)
+    return time.monotonic() - began_s
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -124,4 +124,3 @@ def made_up_events(seed: int, name: str, user_count: int, proposition_count: int
             "proposition_id": f"p{chance.randrange(proposition_count)}",
             "context": {"page": chance.choice(("home", "cart", "search")), "device": "phone"},
         }
-

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 from urllib.error import URLError
@@ -40,7 +40,9 @@ class Part(Protocol):
 class Program:
     """A `propositions` command that runs until it is ended."""
 
-    def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path
+    ) -> None:
         self.name = name
         self._arguments = arguments
         self._environment = dict(environment)
@@ -77,10 +79,8 @@ class Program:
 
     def _end(self, number: signal.Signals) -> None:
         if self._process is not None:
-            try:
+            with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, number)
-            except ProcessLookupError:
-                pass
             self._process.wait()
 
 
@@ -153,7 +153,9 @@ class Stack:
             os.environ.update(before)
 
     def wait_until_ready(self) -> None:
-        wait_until(self._is_ready, READY_TIMEOUT_S, f"the service is not ready: see {self.folder}/service.log")
+        wait_until(
+            self._is_ready, READY_TIMEOUT_S, f"the service is not ready: see {self.folder}/service.log"
+        )
 
     def _is_ready(self) -> bool:
         try:

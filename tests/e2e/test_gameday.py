@@ -18,7 +18,17 @@ def test_nothing_acknowledged_is_lost_whatever_is_killed(tmp_path):
     result_path = tmp_path / "gameday.json"
 
     done = subprocess.run(
-        [sys.executable, "-m", "app", "gameday", "--scenario", "events", "--short", "--json", str(result_path)],
+        [
+            sys.executable,
+            "-m",
+            "app",
+            "gameday",
+            "--scenario",
+            "events",
+            "--short",
+            "--json",
+            str(result_path),
+        ],
         capture_output=True,
         text=True,
     )

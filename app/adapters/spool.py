@@ -6,6 +6,7 @@ and what a writer that was killed left unfinished is cut off by the next one.
 
 import fcntl
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -263,11 +264,12 @@ def _check(path: Path, known: _Checked | None) -> tuple[_Checked, int]:
 
 
 def _size(path: Path) -> int:
-    """In bytes; 0 for what another process has deleted meanwhile."""
+    """In bytes; 0 for a folder, and for what another process has deleted meanwhile."""
     try:
-        return path.stat().st_size
+        status = path.stat()
     except FileNotFoundError:
         return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
 
 
 def _read_segment(path: Path) -> SpooledSegment:

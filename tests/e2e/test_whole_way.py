@@ -231,12 +231,13 @@ def test_what_is_put_over_http_is_shown_by_all_workers_until_it_is_deleted(stack
 
 
 def test_a_user_who_is_forgotten_is_nobody_to_the_next_slate(stack):
-    assert stack.suggest("5")["features"]["user"] == "fresh"
+    user_id = USERS[-1]  # whom no later test asks for
+    assert stack.suggest(user_id)["features"]["user"] == "fresh"
 
-    status, _, body = stack.ask("/users/5", method="DELETE")
+    status, _, body = stack.ask(f"/users/{user_id}", method="DELETE")
 
     assert status == 200 and body["is_complete"] and body["removed"]["events"] > 0
-    assert stack.suggest("5")["features"]["user"] == "missing"
+    assert stack.suggest(user_id)["features"]["user"] == "missing"
 
 
 def test_another_model_serves_soon_after_it_was_promoted_and_no_request_fails(stack):

@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUFF_RULES := --select E,F,I,B,UP,SIM,C4,PT,RUF --ignore E501,B008,PT018
 RUFF_STYLE := --line-length 110 --target-version py311
 
-.PHONY: demo test lint format bench profile clean
+.PHONY: demo test lint format bench gameday profile clean
 
 demo: $(VENV)/.demo
 	$(BIN)/propositions demo $(if $(ONCE),--once,)
@@ -23,9 +23,13 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format $(RUFF_STYLE) .
 	$(BIN)/ruff check --fix $(RUFF_STYLE) $(RUFF_RULES) .
 
-# Everything takes about a quarter of an hour: QUICK=1 is a trial, ONLY=rows,growth,promotion,projection,materialize a part.
+# Everything takes about twenty minutes: QUICK=1 is a trial, ONLY=rows,growth,promotion,projection,freshness,materialize a part.
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
+# About ten minutes; SHORT=1 is a trial.
+gameday: $(VENV)/.demo
+	$(BIN)/propositions gameday $(if $(SHORT),--short) --json build/gameday/events.json
 
 profile: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.profile $(if $(QUICK),--quick)

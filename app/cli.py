@@ -28,6 +28,8 @@ from app.settings import Settings, describe_settings, load_settings
 
 EXIT_REJECTS = 3
 STANDBY_S = 1.0
+# Columns of a table that goes to a file.
+PAGE_WIDTH = 160
 
 log = logging.getLogger(__name__)
 
@@ -342,7 +344,10 @@ def demo(
 def gameday(
     scenario: Annotated[str, typer.Option(help="What is tried: events.")] = "events",
     short: Annotated[bool, typer.Option("--short", help="A minute instead of a quarter of an hour.")] = False,
-    kafka: Annotated[bool, typer.Option("--kafka", help="With a Kafka broker before PostgreSQL.")] = False,
+    kafka: Annotated[
+        bool,
+        typer.Option(help="Try some of it again with a Kafka broker before PostgreSQL, if there is one."),
+    ] = True,
     seed: Annotated[int, typer.Option(help="Decides what is killed when.")] = 7,
     json_path: Annotated[Path | None, typer.Option("--json", help="File for the result.")] = None,
 ) -> None:
@@ -355,10 +360,10 @@ def gameday(
     with TemporaryDirectory(prefix="gameday-") as folder:
         report = run_events_gameday(plan, Path(folder), kafka, lambda text: errors.print(text))
     header, *rows = table_rows(report)
-    table = Table(*header, title=f"{plan.rate:g} events/s, {report.broker or 'PostgreSQL only'}, seed {seed}")
+    table = Table(*header, title=f"{plan.rate:g} events/s, seed {seed}")
     for row in rows:
         table.add_row(*row)
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else PAGE_WIDTH)
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(report.to_json(), indent=2))

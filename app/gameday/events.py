@@ -1,5 +1,6 @@
 """The game day of events: nothing acknowledged is lost or counted twice, whatever is killed and whenever."""
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from app.adapters.database import batch_database
 from app.adapters.feature_tables import FeatureTables
+from app.domain.errors import ConfigurationError
 from app.gameday.accounts import Accounts, balance, stored_counts
 from app.gameday.broker import find_broker
 from app.gameday.senders import Senders, Sent, made_up_events, post
@@ -42,6 +44,7 @@ class Phase:
     """`recovery_s` is how long after the fault until everything acknowledged was stored and folded."""
 
     name: str
+    broker: str | None
     promise: str
     accounts: Accounts
     statuses: dict[str, int]
@@ -61,8 +64,12 @@ class Phase:
 class Report:
     seed: int
     rate: float
-    broker: str | None
     phases: list[Phase] = field(default_factory=list)
+
+    @property
+    def broker(self) -> str | None:
+        """What events rested in before PostgreSQL, in the phases that had a broker."""
+        return next((phase.broker for phase in self.phases if phase.broker is not None), None)
 
     @property
     def passed(self) -> bool:
@@ -86,17 +93,31 @@ class Report:
 def run_events_gameday(plan: Plan, folder: Path, with_kafka: bool, say: Callable[[str], None]) -> Report:
     """Every phase on a stack of its own, under `folder`, which is emptied.
 
+    `with_kafka`: some phases come again with a Kafka broker before PostgreSQL, if one is to be had.
+
     Raises:
         GamedayFailed: a stack did not come up, or did not settle.
     """
-    phases = (_kills, _outage, _changing_projectors, _repeats)
-    report = Report(plan.seed, plan.rate, None)
-    for number, phase in enumerate(phases, start=1):
-        say(f"phase {number} of {len(phases)}: {phase.__doc__.splitlines()[0]}")
-        with _world(folder / str(number), with_kafka) as world:
-            report.broker = world.broker_name
+    report = Report(plan.seed, plan.rate)
+    has_broker = with_kafka and _can_have_broker(folder, say)
+    rounds = [(phase, False) for phase in (_kills, _outage, _changing_projectors, _repeats)]
+    rounds += [(phase, True) for phase in (_kills, _outage) if has_broker]
+    for number, (phase, is_with_broker) in enumerate(rounds, start=1):
+        before = ", Kafka before PostgreSQL" if is_with_broker else ""
+        say(f"phase {number} of {len(rounds)}{before}: {phase.__doc__.splitlines()[0]}")
+        with _world(folder / str(number), is_with_broker) as world:
             report.phases.append(phase(plan, world))
     return report
+
+
+def _can_have_broker(folder: Path, say: Callable[[str], None]) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        find_broker(folder)
+    except ConfigurationError as error:
+        say(f"nothing is tried with a Kafka broker: {error}")
+        return False
+    return True
 
 
 class World:
@@ -111,7 +132,7 @@ class World:
         self._tables = FeatureTables(self._database)
 
     @property
-    def broker_name(self) -> str | None:
+    def _broker_name(self) -> str | None:
         return None if self.broker is None else self.broker.name
 
     @contextmanager
@@ -153,6 +174,7 @@ class World:
         seen = self.seen
         return Phase(
             name=name,
+            broker=self._broker_name,
             promise=promise,
             accounts=balance(self.stack.settings(), self.acknowledged),
             statuses={str(status): count for status, count in sorted(seen.statuses.items())},
@@ -167,7 +189,10 @@ class World:
 def _world(folder: Path, with_kafka: bool) -> Iterator[World]:
     folder.mkdir(parents=True, exist_ok=True)
     broker = find_broker(folder)[0] if with_kafka else None
-    environment = {} if broker is None else {"KAFKA_BOOTSTRAP_SERVERS": broker.address}
+    environment = {}
+    if broker is not None:
+        environment["KAFKA_BOOTSTRAP_SERVERS"] = broker.address
+        environment["KAFKA_OPTIONS"] = json.dumps(dict(broker.client_options))
     try:
         if broker is not None:
             broker.start()
@@ -287,6 +312,7 @@ def table_rows(report: Report) -> Iterator[Sequence[str]]:
     """Header and rows of the table that people read."""
     yield (
         "phase",
+        "before PostgreSQL",
         "acknowledged",
         "lost",
         "twice",
@@ -301,6 +327,7 @@ def table_rows(report: Report) -> Iterator[Sequence[str]]:
         accounts = phase.accounts
         yield (
             phase.name,
+            phase.broker or "-",
             f"{accounts.acknowledged:,}",
             str(accounts.lost),
             str(accounts.duplicated),

@@ -108,6 +108,8 @@ DRAIN_INTERVAL_S = 0.5
 # Live events wait for a batch's commit: at some 50 us per event that is a small part of their timeout.
 DRAIN_BATCH_EVENTS = 250
 SCHEMA_INTERVAL_S = 5.0
+# New objects between two garbage collections; 700 by default.
+PROJECTOR_GC_ALLOCATIONS = 200_000
 ERASURES_INTERVAL_S = 60.0
 # Of the time that candidates' features may be old: early enough to be done before it is over.
 SCORER_RENEWAL = 0.8
@@ -152,6 +154,8 @@ def build_projector(
 ) -> tuple[Projector, FeatureTables]:
     from app.adapters.feature_store import open_online_writer
 
+    # A projector remembers many small objects without cycles: looking for these took a tenth of its time.
+    gc.set_threshold(PROJECTOR_GC_ALLOCATIONS)
     tables = FeatureTables(batch_database(settings))
     return Projector(
         tables,

@@ -28,7 +28,6 @@ def text_array(texts: Sequence[str]) -> str:
     """Printable texts as PostgreSQL reads an array of them."""
     if not texts:
         return "{}"
-    # Escaped all at once: arrays of neighbours make up much of what the projector writes.
     escaped = KEY_SEPARATOR.join(texts).replace("\\", "\\\\").replace('"', '\\"')
     return '{"' + escaped.replace(KEY_SEPARATOR, '","') + '"}'
 

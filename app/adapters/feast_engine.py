@@ -77,4 +77,4 @@ def _copy(source: LocalSourceReadNode, context: ExecutionContext, view: FeatureV
             _validate_vector_field_lengths(batch, view)
             yield batch
 
-    context.online_store.write_batches(config, view, batches())
+    context.online_store.write_batches(config, ((view, batch) for batch in batches()))

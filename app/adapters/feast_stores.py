@@ -73,11 +73,10 @@ class PropositionsRedisOnlineStore(RedisOnlineStore):
     def write_batches(
         self,
         config: RepoConfig,
-        view: FeatureView,
-        batches: Iterable[pa.RecordBatch],
+        batches: Iterable[tuple[FeatureView, pa.RecordBatch]],
         over_newer: bool = False,
     ) -> None:
-        """Writes batches with the columns of the view; serializes each while Redis takes the one before.
+        """Writes batches with the columns of their views; serializes each while Redis takes the one before.
 
         Newer rows that are there stay, as in Feast, unless they are to be overwritten, too.
 
@@ -85,13 +84,12 @@ class PropositionsRedisOnlineStore(RedisOnlineStore):
             redis.RedisError: as `write_rows`.
             NotInColumns, KeyError, ValueError: as `serialize_batch`.
         """
-        stored_name = _versioned_fv_name(view, config)
+        version = config.entity_key_serialization_version
         with ThreadPoolExecutor(max_workers=1) as writer:
             writing: Future[None] | None = None
-            for batch in batches:
-                rows = serialize_batch(
-                    batch, view, stored_name, config.project, config.entity_key_serialization_version
-                )
+            for view, batch in batches:
+                stored_name = _versioned_fv_name(view, config)
+                rows = serialize_batch(batch, view, stored_name, config.project, version)
                 if writing:
                     writing.result()
                 writing = writer.submit(self._write, config, rows, over_newer)

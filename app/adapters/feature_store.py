@@ -141,9 +141,8 @@ class OnlineFeatureWriter:
         Raises StoreUnavailable when the online store does not answer; writing again does no harm.
         """
         try:
-            for name, view_rows in rows.items():
-                view = self._views[name]
-                self._write(view, [_online_batch(view, view_rows)], over_newer)
+            views = ((self._views[name], view_rows) for name, view_rows in rows.items())
+            self._write(((view, _online_batch(view, view_rows)) for view, view_rows in views), over_newer)
         except RedisError as error:
             raise StoreUnavailable(f"Redis did not take the features: {error}") from error
         self._outdate_slates([row.key for row in rows.get(COUNTER_VIEWS[EntityName.USER], ())])
@@ -184,13 +183,13 @@ class OnlineFeatureWriter:
         """The keys of the rows. Past `materialize`, which adds an interval to the registry each time."""
         keys: list[str] = []
 
-        def noted() -> Iterator[pa.RecordBatch]:
+        def noted() -> Iterator[tuple[FeatureView, pa.RecordBatch]]:
             for batch in self._newest_rows(view, after, until):
                 keys.extend(batch.column(view.join_keys[0]).to_pylist())
-                yield batch
+                yield view, batch
 
         try:
-            self._write(view, noted(), over_newer)
+            self._write(noted(), over_newer)
         except NotInColumns:
             with redirect_stdout(sys.stderr):  # Feast tells of its progress; stdout holds logs only
                 self._store.materialize(after, until, [view.name])
@@ -212,8 +211,8 @@ class OnlineFeatureWriter:
         for batch in job.to_batches(_ROWS_PER_BATCH):
             yield batch.rename_columns([source.field_mapping.get(name, name) for name in batch.schema.names])
 
-    def _write(self, view: FeatureView, batches: Iterable[pa.RecordBatch], over_newer: bool) -> None:
-        self._online_store.write_batches(self._store.config, view, batches, over_newer)
+    def _write(self, batches: Iterable[tuple[FeatureView, pa.RecordBatch]], over_newer: bool) -> None:
+        self._online_store.write_batches(self._store.config, batches, over_newer)
 
     def marks(self) -> Mapping[str, str]:
         """What `set_marks` was told, by name; empty when the store lost its data."""

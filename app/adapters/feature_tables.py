@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, text
 
-from app.adapters.copying import copy_rows, text_array
+from app.adapters.binary_copying import (
+    Column,
+    copy_columns,
+    float8_arrays,
+    float8_rows,
+    float8s,
+    text_arrays,
+    texts,
+    timestamps,
+)
 from app.adapters.database import Database
 from app.adapters.slot_leases import SlotLeases, try_lock
 from app.domain.types import EventType, RecordedEvent
@@ -43,18 +52,31 @@ class _Layout:
     """How the state of a view lies in the columns of its table."""
 
     columns: tuple[str, ...]
-    to_values: Callable[[Any], Sequence]
+    to_columns: Callable[[Sequence[Any]], list[Column]]
     from_values: Callable[[Sequence], State]
+
+
+def _counter_columns(states: Sequence[Counters]) -> list[Column]:
+    counts = np.stack([state.counts for state in states])  # (rows, event types, half-lives)
+    arrays = [float8_rows(counts[:, position]) for position in range(len(COUNTER_FIELDS))]
+    return [*arrays, float8s([state.as_of_s for state in states])]
+
+
+def _recent_columns(states: Sequence[Recents]) -> list[Column]:
+    return [
+        text_arrays([state.proposition_ids for state in states]),
+        float8_arrays([state.counted_at_s for state in states]),
+    ]
 
 
 _COUNTERS = _Layout(
     columns=(*COUNTER_FIELDS, AS_OF_FIELD),
-    to_values=lambda counters: (*counters.counts.tolist(), repr(counters.as_of_s)),
+    to_columns=_counter_columns,
     from_values=lambda values: Counters(np.array(values[:-1], dtype=np.float64), values[-1]),
 )
 _RECENTS = _Layout(
     columns=(RECENT_FIELD, "counted_at_s"),
-    to_values=lambda recents: (text_array(recents.proposition_ids), recents.counted_at_s),
+    to_columns=_recent_columns,
     from_values=lambda values: Recents(*map(tuple, values)),
 )
 
@@ -97,7 +119,7 @@ class ProjectionBatch:
     ) -> list[RecordedEvent]:
         """About `limit` events in the order of their receipt, never half of one commit, none after `until`."""
         result = self._connection.execute(_NEXT_EVENTS, {"after": moment, "until": until, "limit": limit})
-        return [RecordedEvent(EventType(row[0]), *row[1:]) for row in result]
+        return [RecordedEvent(EventType(event_type), *rest) for event_type, *rest in result.all()]
 
     def load_states(self, keys: Collection[tuple[str, str]]) -> States:
         """The newest state under those views and keys that have any."""
@@ -116,17 +138,21 @@ class ProjectionBatch:
                     ) AS row"""),
                 {"keys": view_keys},
             )
-            states.update({(view, key): layout.from_values(values) for key, *values in result})
+            states.update({(view, key): layout.from_values(values) for key, *values in result.all()})
         return states
 
     def append(self, rows: Sequence[FeatureRow]) -> None:
         for view, view_rows in rows_by_view(rows).items():
             layout = _layout(view)
-            copy_rows(
+            copy_columns(
                 self._connection,
                 view + self._suffix,
                 (_key_column(view), *layout.columns, "event_timestamp"),
-                ((row.key, *layout.to_values(row.state), row.valid_from) for row in view_rows),
+                [
+                    texts([row.key for row in view_rows]),
+                    *layout.to_columns([row.state for row in view_rows]),
+                    timestamps([row.valid_from for row in view_rows]),
+                ],
             )
 
     def load_neighbours(self, proposition_ids: Collection[str]) -> dict[str, Neighbours]:
@@ -144,19 +170,24 @@ class ProjectionBatch:
 
     def replace_neighbours(self, rows: Sequence[NeighbourRow]) -> None:
         """Only the newest neighbours of a proposition are kept."""
+        if not rows:
+            return
         table = NEIGHBOURS_TABLE + self._suffix
         self._connection.execute(
             text(f"DELETE FROM {table} WHERE proposition_id = ANY(:ids)"),
             {"ids": [row.proposition_id for row in rows]},
         )
-        copy_rows(
+        copy_columns(
             self._connection,
             table,
             ("proposition_id", *_NEIGHBOUR_COLUMNS, "updated_at"),
-            (
-                (row.proposition_id, text_array(row.neighbour_ids), row.weights, row.as_of_s, row.updated_at)
-                for row in rows
-            ),
+            [
+                texts([row.proposition_id for row in rows]),
+                text_arrays([row.neighbour_ids for row in rows]),
+                float8_arrays([row.weights for row in rows]),
+                float8s([row.as_of_s for row in rows]),
+                timestamps([row.updated_at for row in rows]),
+            ],
         )
 
     def set_folded_until(self, slots: Collection[int], moment: datetime) -> None:

@@ -97,7 +97,8 @@ def add_event(
         as_of_s = at_s
     else:
         counts, as_of_s = counters.counts.copy(), counters.as_of_s
-    counts[EVENT_ROW[event_type]] += np.exp2((at_s - as_of_s) / half_lives_s)
+    # Most events are the newest of their counters: decayed by no time, they count as exactly one.
+    counts[EVENT_ROW[event_type]] += 1.0 if at_s == as_of_s else np.exp2((at_s - as_of_s) / half_lives_s)
     return Counters(counts, as_of_s)
 
 
@@ -123,15 +124,14 @@ def fold_events(
     Returns one row per entity and `received_at`, in that order: what a reader may see from then on.
     """
     half_lives = np.asarray(half_lives_s, dtype=np.float64)
-    rows: dict[tuple[datetime, str, str], FeatureRow] = {}
+    changed: dict[tuple[str, str, datetime], Counters] = {}
     for event in events:
         for view, key in counter_keys(event):
             if is_wanted is not None and not is_wanted(view, key):
                 continue
             counters = add_event(states.get((view, key)), event.event_type, event.counted_at_s, half_lives)
-            states[view, key] = counters
-            rows[event.received_at, view, key] = FeatureRow(view, key, counters, event.received_at)
-    return list(rows.values())
+            states[view, key] = changed[view, key, event.received_at] = counters
+    return [FeatureRow(view, key, counters, moment) for (view, key, moment), counters in changed.items()]
 
 
 def latest_rows(rows: Iterable[FeatureRow]) -> dict[str, list[FeatureRow]]:

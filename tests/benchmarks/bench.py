@@ -41,6 +41,7 @@ class Plan:
     promotion_interval_s: float
     materialized_rows: int
     projected_events: int
+    freshness_s: float
 
 
 FULL = Plan(
@@ -60,6 +61,7 @@ FULL = Plan(
     promotion_interval_s=1.5,
     materialized_rows=200_000,
     projected_events=60_000,
+    freshness_s=30.0,
 )
 QUICK = Plan(
     size=Size(users=2_000, propositions=400),
@@ -78,6 +80,7 @@ QUICK = Plan(
     promotion_interval_s=1.5,
     materialized_rows=2_000,
     projected_events=600,
+    freshness_s=1.0,
 )
 
 

@@ -48,6 +48,7 @@ def measure_freshness(bench: Bench) -> Freshness:
         requests = write_requests(
             bench.folder / "requests" / "freshness", "/log_event", clicks(plan.size, plan.requests)
         )
+        _wait_for_projector(service.port)
         load = start_open_loop(service.port, requests, EVENTS_PER_S, LONGEST_S)
         time.sleep(min(HEAD_START_S, plan.freshness_s))
         felt_ms = _probe(service.port, plan.freshness_s)
@@ -80,6 +81,14 @@ def _projector(service: Service) -> Iterator[None]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _wait_for_projector(port: int) -> None:
+    """Until it has started and folded something."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=10)
+    if _felt_after_ms(connection, f"first-{os.getpid()}") is None:
+        raise RuntimeError("the projector does not follow: see its log")
+    connection.close()
 
 
 def _probe(port: int, seconds: float) -> list[float | None]:

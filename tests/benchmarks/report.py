@@ -41,6 +41,7 @@ REQUIRED = {
     "ready_s": ("<", 15.0),
     "events_vs_flask": (">=", 0.25),
     "events_batch_per_s": (">=", 5_000.0),
+    "freshness_p99_ms": ("<", 1_000.0),
 }
 
 

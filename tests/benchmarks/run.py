@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.benchmarks import report
 from tests.benchmarks.bench import FULL, QUICK, Bench, environment
+from tests.benchmarks.freshness import measure_freshness
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.load import has_wrk
 from tests.benchmarks.projection import measure_projection
@@ -44,6 +45,12 @@ def projection(bench: Bench) -> tuple[dict, dict]:
     return {"projector_events_per_s": measured.events_per_s}, {"projection": measured}
 
 
+def freshness(bench: Bench) -> tuple[dict, dict]:
+    measured = measure_freshness(bench)
+    p99_ms = None if measured.not_felt or measured.load.errors else measured.latency_ms["p99"]
+    return {"freshness_p99_ms": p99_ms}, {"freshness": measured}
+
+
 def materialize(bench: Bench) -> tuple[dict, dict]:
     if find_spec(MATERIALIZATION) is None:
         problem = f"{MATERIALIZATION} is not there"
@@ -60,6 +67,7 @@ SECTIONS: dict[str, Callable[[Bench], tuple[dict, dict]]] = {
     "promotion": promotion,
     "growth": growth,
     "projection": projection,
+    "freshness": freshness,
     "materialize": materialize,
 }
 

@@ -149,13 +149,16 @@ def open_import(settings: Settings) -> AbstractContextManager[ImportLoader]:
     return import_loader.open_import(batch_database(settings), settings.context_fields)
 
 
+def prepare_projector_process() -> None:
+    """A projector remembers many small objects without cycles: looking for these took a tenth of its time."""
+    gc.set_threshold(PROJECTOR_GC_ALLOCATIONS)
+
+
 def build_projector(
     settings: Settings, metrics: ProjectorMetrics | None = None
 ) -> tuple[Projector, FeatureTables]:
     from app.adapters.feature_store import open_online_writer
 
-    # A projector remembers many small objects without cycles: looking for these took a tenth of its time.
-    gc.set_threshold(PROJECTOR_GC_ALLOCATIONS)
     tables = FeatureTables(batch_database(settings))
     return Projector(
         tables,

@@ -204,6 +204,9 @@ def project(
     ] = False,
 ) -> None:
     """Fold new events into the features in Postgres and Redis."""
+    from app.bootstrap import prepare_projector_process
+
+    prepare_projector_process()
     config = load_settings()
     configure_logging(config.log_level)
     if not follow:
@@ -230,8 +233,9 @@ def project(
 @app.command("rebuild-features")
 def rebuild_features() -> None:
     """Replay all events from scratch into new feature tables, then swap them in."""
-    from app.bootstrap import build_projector
+    from app.bootstrap import build_projector, prepare_projector_process
 
+    prepare_projector_process()
     config = load_settings()
     configure_logging(config.log_level)
     projector, tables = build_projector(config)

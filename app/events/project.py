@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.domain.types import RecordedEvent
-from app.events.metrics import ProjectorMetrics
+from app.events.metrics import ProjectorMetrics, part_of
 from app.features.covisits import CovisitRules, fold_positives, touched_neighbours
 from app.features.fold import (
     BEGINNING,
@@ -164,9 +164,9 @@ class Projector:
             return self._rebuild_if_needed(slots), False
         self._bring_online(folded)
         if folded.events:
-            self._metrics.batch_done(len(folded.events), time.monotonic() - began_s)
+            self._metrics.batch_done(part_of(slots), len(folded.events), time.monotonic() - began_s)
         if not folded.has_more:
-            self._metrics.oldest_unfolded = None
+            self._metrics.waits(part_of(slots), None)
         return len(folded.events), folded.has_more
 
     def write_facts(self) -> None:
@@ -253,7 +253,8 @@ class Projector:
             return Folded(before, before.moved(group, until), (), (), has_more=True)
         if not events:
             return Folded(before, before, (), (), has_more=False)
-        self._metrics.oldest_unfolded = events[0].received_at  # until this batch, or one after it, is done
+        # Until this batch, or one after it, is done.
+        self._metrics.waits(part_of(before.folded_until), events[0].received_at)
         rows = self._fold(batch, events, self._cache, group)
         batch.set_folded_until(group, events[-1].received_at)
         has_more = until is not None or len(events) >= self._batch_events
@@ -262,11 +263,13 @@ class Projector:
     def _fold(
         self, batch, events: Sequence[RecordedEvent], cache: FoldCache, slots: Collection[int]
     ) -> list[FeatureRow]:
-        is_wanted = chooser(slots)
+        counter_slots = set(slots) - {COVISIT_SLOT}
+        is_wanted = chooser(counter_slots | {COVISIT_SLOT})  # where no counter lies
+        counted = events if counter_slots else ()
         positives = list(filter(is_positive, events)) if COVISIT_SLOT in slots else []
         touched = {
             entity
-            for event in events
+            for event in counted
             for entity in counter_keys(event)
             if is_wanted is None or is_wanted(*entity)
         }
@@ -275,7 +278,7 @@ class Projector:
         neighbours = cache.neighbours.fetch(
             touched_neighbours(positives, states, self._covisit_rules.window_s), batch.load_neighbours
         )
-        rows = fold_events(events, states, self._half_lives_s, is_wanted)
+        rows = fold_events(counted, states, self._half_lives_s, is_wanted)
         recent_rows, neighbour_rows = fold_positives(positives, states, neighbours, self._covisit_rules)
         rows += recent_rows
         batch.append(rows)
@@ -301,7 +304,8 @@ class Projector:
             after = {str(slot): folded.after.mark(slot) for slot in folded.after.folded_until}
             if after.items() - known.items():
                 self._online.set_marks(after)
-                self._metrics.served({event.received_at for event in folded.events}, datetime.now(UTC))
+                received_at = {event.received_at for event in folded.events}
+                self._metrics.served(part_of(folded.after.folded_until), received_at, datetime.now(UTC))
         except StoreUnavailable as error:
             log.warning("the online store lags: %s", error)
 

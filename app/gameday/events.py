@@ -14,7 +14,7 @@ from app.adapters.database import batch_database
 from app.adapters.feature_tables import FeatureTables
 from app.domain.errors import ConfigurationError
 from app.gameday.accounts import Accounts, balance, stored_counts
-from app.gameday.broker import find_broker
+from app.gameday.broker import Broker, find_broker
 from app.gameday.senders import Senders, Sent, made_up_events, post
 from app.gameday.stack import Part, Stack, running_stack, wait_until
 
@@ -91,39 +91,40 @@ class Report:
 
 
 def run_events_gameday(plan: Plan, folder: Path, with_kafka: bool, say: Callable[[str], None]) -> Report:
-    """Every phase on a stack of its own, under `folder`, which is emptied.
+    """All phases on one stack under `folder`, and some of them again on one that has a Kafka broker.
 
-    `with_kafka`: some phases come again with a Kafka broker before PostgreSQL, if one is to be had.
+    `with_kafka`: with a broker as well, if one is to be had.
 
     Raises:
         GamedayFailed: a stack did not come up, or did not settle.
     """
     report = Report(plan.seed, plan.rate)
-    has_broker = with_kafka and _can_have_broker(folder, say)
-    rounds = [(phase, False) for phase in (_kills, _outage, _changing_projectors, _repeats)]
-    rounds += [(phase, True) for phase in (_kills, _outage) if has_broker]
-    for number, (phase, is_with_broker) in enumerate(rounds, start=1):
-        before = ", Kafka before PostgreSQL" if is_with_broker else ""
-        say(f"phase {number} of {len(rounds)}{before}: {phase.__doc__.splitlines()[0]}")
-        with _world(folder / str(number), is_with_broker) as world:
+    with _world(folder / "postgres", None) as world:
+        for phase in (_kills, _outage, _changing_projectors, _repeats):
+            say(f"{phase.__doc__.splitlines()[0]}")
             report.phases.append(phase(plan, world))
+    broker = _broker(folder / "kafka", say) if with_kafka else None
+    if broker is not None:
+        with _world(folder / "kafka", broker) as world:
+            for phase in (_kills, _outage):
+                say(f"With Kafka before PostgreSQL: {phase.__doc__.splitlines()[0]}")
+                report.phases.append(phase(plan, world))
     return report
 
 
-def _can_have_broker(folder: Path, say: Callable[[str], None]) -> bool:
+def _broker(folder: Path, say: Callable[[str], None]) -> Broker | None:
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        find_broker(folder)
+        return find_broker(folder)[0]
     except ConfigurationError as error:
-        say(f"nothing is tried with a Kafka broker: {error}")
-        return False
-    return True
+        say(f"Nothing is tried with a Kafka broker: {error}")
+        return None
 
 
 class World:
-    """A running stack with a catalog, and what clients were promised by it."""
+    """A running stack with a catalog, and what clients were promised by it in the present phase."""
 
-    def __init__(self, stack: Stack, broker) -> None:
+    def __init__(self, stack: Stack, broker: Broker | None) -> None:
         self.stack = stack
         self.broker = broker
         self.acknowledged: set[str] = set()
@@ -171,12 +172,14 @@ class World:
         self._database.close()
 
     def phase(self, name: str, promise: str, recovery_s: float) -> Phase:
-        seen = self.seen
+        """The end of a phase, when all has settled."""
+        seen, self.seen = self.seen, Sent()
+        acknowledged, self.acknowledged = self.acknowledged, set()
         return Phase(
             name=name,
             broker=self._broker_name,
             promise=promise,
-            accounts=balance(self.stack.settings(), self.acknowledged),
+            accounts=balance(self.stack.settings(), acknowledged),
             statuses={str(status): count for status, count in sorted(seen.statuses.items())},
             unreachable=seen.unreachable,
             places=dict(seen.places),
@@ -186,9 +189,7 @@ class World:
 
 
 @contextmanager
-def _world(folder: Path, with_kafka: bool) -> Iterator[World]:
-    folder.mkdir(parents=True, exist_ok=True)
-    broker = find_broker(folder)[0] if with_kafka else None
+def _world(folder: Path, broker: Broker | None) -> Iterator[World]:
     environment = {}
     if broker is not None:
         environment["KAFKA_BOOTSTRAP_SERVERS"] = broker.address

@@ -9,7 +9,7 @@ import numpy as np
 
 from app.adapters.database import batch_database
 from app.adapters.event_log import PostgresEventLog
-from app.bootstrap import build_projector
+from app.bootstrap import build_projector, prepare_projector_process
 from app.domain.context import complete_context
 from app.domain.types import Event, EventType
 from app.settings import Settings
@@ -34,6 +34,7 @@ def measure_projection(settings: Settings, size: Size, events: int, seed: int = 
     """Folds a third of the events to warm up, then the rest on the clock."""
     log = PostgresEventLog(batch_database(settings), settings.context_fields)
     commits = list(_commits(size, events, np.random.default_rng(seed)))
+    prepare_projector_process()
     projector, _ = build_projector(settings)
     third = max(len(commits) // 3, 1)
     for commit in commits[:third]:

@@ -544,7 +544,7 @@ def test_a_process_tells_of_itself_where_it_is_asked_to(settings, database):
         start(started, PROJECT_METRICS_PORT=str(port))
         wait_until(lambda: metrics().get("propositions_projection_slots") == len(ALL_SLOTS))
         log_in_commits(database, 30)
-        wait_until(lambda: metrics()["propositions_projected_events_total"] == 30)
-        wait_until(lambda: metrics()["propositions_freshness_seconds_count"] == 3)
-
-        assert metrics()["propositions_projection_delay_seconds"] == 0
+        for part in ('{part="counters"}', '{part="covisits"}'):
+            wait_until(lambda p=part: metrics().get(f"propositions_projected_events_total{p}") == 30)
+            wait_until(lambda p=part: metrics()[f"propositions_freshness_seconds_count{p}"] == 3)
+            wait_until(lambda p=part: metrics()[f"propositions_projection_delay_seconds{p}"] == 0)

@@ -9,7 +9,7 @@ from flask import Flask, Response, g, request
 from pydantic import BaseModel, Field, ValidationError
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge, UnsupportedMediaType
 
-from app.domain.errors import StoreUnavailable
+from app.domain.errors import EventRefused, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,10 @@ def register_error_handlers(app: Flask, retry_after_s: int) -> None:
         )
         response.headers["Retry-After"] = str(retry_after_s)
         return response
+
+    @app.errorhandler(EventRefused)
+    def event_refused(error: EventRefused) -> Response:
+        return unprocessable([FieldProblem(field="body", reason=str(error))])
 
     @app.errorhandler(Exception)
     def bug(error: Exception) -> Response:

@@ -1,6 +1,7 @@
 """The HTTP interface over real stores, in process."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -9,6 +10,7 @@ from openapi_spec_validator import validate
 from app.adapters.model_store import ModelStore
 from app.api.factory import create_app
 from app.bootstrap import build_api, build_projector, open_import, take_snapshot
+from app.domain.errors import EventRefused
 from app.settings import load_settings
 from tests.builders import count, event, proposition, query
 
@@ -377,6 +379,19 @@ def test_when_the_spool_is_full_as_well_events_are_refused_for_now(settings, mon
     assert answer.status_code == 503
     assert answer.headers["Retry-After"] == "5"
     assert "send it again" in answer.get_json()["detail"]
+
+
+def test_an_event_that_no_store_will_ever_take_is_the_callers_problem(settings):
+    def refuse(events):
+        raise EventRefused("an event is larger than Kafka takes")
+
+    services, _, registry = build_api(settings)
+    client = create_app(settings, replace(services, record_events=refuse), registry).test_client()
+
+    answer = post(client, "/log_event", GOOD)
+
+    assert answer.status_code == 422
+    assert answer.get_json()["errors"] == [{"field": "body", "reason": "an event is larger than Kafka takes"}]
 
 
 def test_health_names_every_dependency(catalog, client):

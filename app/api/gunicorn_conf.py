@@ -9,7 +9,7 @@ settings = load_settings()
 
 bind = f"{settings.host}:{settings.port}"
 workers = settings.web_workers
-worker_class = "gevent"
+worker_class = "app.api.gunicorn_worker.Worker"
 worker_connections = settings.web_connections
 # Each worker builds its own services: connections, threads and XGBoost do not survive a fork.
 preload_app = False

@@ -11,6 +11,7 @@ from app.adapters.feature_tables import FeatureTables
 from app.domain.types import RecordedEvent
 from app.features.covisits import CovisitRules, Neighbours, fold_positives
 from app.features.fold import BEGINNING, Counters, State, States, fold_events
+from app.features.slots import ALL_SLOTS
 from app.settings import Settings
 
 
@@ -58,7 +59,18 @@ def _equals_replay(database: Database, settings: Settings) -> bool:
     fold_events(events, states, settings.half_lives_s)
     fold_positives(events, states, neighbours, rules)
     kept = {(row.view, row.key): row.state for row in tables.latest(None)}
-    return kept.keys() == states.keys() and all(_is_same(kept[key], states[key]) for key in states)
+    return (
+        kept.keys() == states.keys()
+        and all(_is_same(kept[key], states[key]) for key in states)
+        and _kept_neighbours(tables, database) == neighbours
+    )
+
+
+def _kept_neighbours(tables: FeatureTables, database: Database) -> dict[str, Neighbours]:
+    with database.transaction() as connection:
+        ids = connection.execute(text("SELECT proposition_id FROM proposition_neighbours")).scalars().all()
+    with tables.batch(ALL_SLOTS) as (batch, _):
+        return batch.load_neighbours(ids)
 
 
 def _all_events(tables: FeatureTables) -> list[RecordedEvent]:

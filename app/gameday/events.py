@@ -16,7 +16,7 @@ from app.domain.errors import ConfigurationError
 from app.gameday.accounts import Accounts, balance, stored_counts
 from app.gameday.broker import Broker, find_broker
 from app.gameday.senders import Senders, Sent, made_up_events, post
-from app.gameday.stack import Part, Stack, running_stack, wait_until
+from app.gameday.stack import GamedayFailed, Part, Stack, running_stack, wait_until
 
 USERS, PROPOSITIONS = 500, 200
 SETTLE_TIMEOUT_S = 180.0
@@ -96,7 +96,7 @@ def run_events_gameday(plan: Plan, folder: Path, with_kafka: bool, say: Callable
     `with_kafka`: with a broker as well, if one is to be had.
 
     Raises:
-        GamedayFailed: a stack did not come up, or did not settle.
+        GamedayFailed: a stack did not come up.
     """
     report = Report(plan.seed, plan.rate)
     with _world(folder / "postgres", None) as world:
@@ -129,6 +129,7 @@ class World:
         self.broker = broker
         self.acknowledged: set[str] = set()
         self.seen = Sent()
+        self._problems: list[str] = []
         self._database = batch_database(stack.settings())
         self._tables = FeatureTables(self._database)
 
@@ -156,10 +157,12 @@ class World:
         self.seen.unreachable += sent.unreachable
 
     def settle(self) -> float:
-        """Seconds until all that was acknowledged is stored and folded."""
-        return wait_until(
-            self._is_settled, SETTLE_TIMEOUT_S, "not all acknowledged events were stored and folded"
-        )
+        """Seconds until all that was acknowledged is stored and folded, or until that is given up."""
+        try:
+            return wait_until(self._is_settled, SETTLE_TIMEOUT_S, "not all was stored and folded in time")
+        except GamedayFailed as failed:
+            self._problems.append(str(failed))
+            return SETTLE_TIMEOUT_S
 
     def _is_settled(self) -> bool:
         if not self.acknowledged <= stored_counts(self._database).keys():
@@ -175,6 +178,7 @@ class World:
         """The end of a phase, when all has settled."""
         seen, self.seen = self.seen, Sent()
         acknowledged, self.acknowledged = self.acknowledged, set()
+        problems, self._problems = self._problems, []
         return Phase(
             name=name,
             broker=self._broker_name,
@@ -185,6 +189,7 @@ class World:
             places=dict(seen.places),
             p99_ms=seen.p99_ms,
             recovery_s=recovery_s,
+            broken=problems,
         )
 
 
@@ -229,8 +234,11 @@ def _kills(plan: Plan, world: World) -> Phase:
     chance = random.Random(plan.seed)
     stack, faults = world.stack, {}
     victims: list[Part] = [stack.service, stack.projectors[0], stack.postgres]
-    if world.broker is not None and world.broker.is_durable:
-        victims.append(world.broker)
+    if world.broker is not None:
+        if world.broker.is_durable:
+            victims.append(world.broker)
+        else:  # it keeps nothing, so to kill it proves nothing
+            faults[f"{world.broker.name}, not killed"] = 0
     with world.load(plan, "kills"):
         for number in range(plan.kills):
             victim = victims[number % len(victims)] if number < len(victims) else chance.choice(victims)

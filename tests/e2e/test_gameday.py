@@ -10,7 +10,9 @@ from sqlalchemy import text
 from app.adapters.database import batch_database
 from app.adapters.event_log import PostgresEventLog
 from app.bootstrap import build_projector
+from app.gameday import events as gameday
 from app.gameday.accounts import balance
+from app.gameday.senders import Sent
 from tests.builders import CONTEXT_FIELDS, event
 
 
@@ -42,9 +44,9 @@ def test_nothing_acknowledged_is_lost_whatever_is_killed(tmp_path):
 
 @pytest.fixture
 def folded(settings):
-    """Three events in the log and in the features."""
+    """Three events in the log and in the features: two propositions go together."""
     log = PostgresEventLog(batch_database(settings), CONTEXT_FIELDS)
-    log.append([event(f"e{n}", "click", "p1", user_id="u1") for n in range(3)])
+    log.append([event(f"e{n}", "click", f"p{n % 2}", user_id="u1") for n in range(3)])
     build_projector(settings)[0].run()
     return settings
 
@@ -82,6 +84,8 @@ def test_an_event_that_is_stored_twice_is_noticed(folded):
         "UPDATE user_activity SET clicks[1] = clicks[1] + 1",
         "DELETE FROM proposition_performance",
         "UPDATE user_recent SET propositions = ARRAY['p2']",
+        "UPDATE proposition_neighbours SET weights[1] = weights[1] + 1",
+        "DELETE FROM proposition_neighbours",
     ],
 )
 def test_counters_that_differ_from_a_replay_are_noticed(folded, statement):
@@ -92,3 +96,26 @@ def test_counters_that_differ_from_a_replay_are_noticed(folded, statement):
 
 def test_nothing_acknowledged_proves_nothing(folded):
     assert not balance(folded, set()).are_right
+
+
+def test_what_is_lost_is_reported_though_it_is_waited_for_in_vain(folded, monkeypatch):
+    monkeypatch.setattr(gameday, "SETTLE_TIMEOUT_S", 0.1)
+    world = gameday.World(RunningStack(folded), None)
+    world.note(Sent(acknowledged={"e0", "e1", "never stored"}))
+
+    phase = world.phase("lost", "nothing is lost", world.settle())
+    world.close()
+
+    assert (phase.accounts.acknowledged, phase.accounts.lost) == (3, 1)
+    assert phase.broken == ["not all was stored and folded in time"]
+    assert not phase.passed
+
+
+class RunningStack:
+    """Stands for a stack whose stores these are."""
+
+    def __init__(self, settings) -> None:
+        self._settings = settings
+
+    def settings(self):
+        return self._settings

@@ -12,7 +12,7 @@ from flask_openapi import APIBlueprint, Tag
 from pydantic import BaseModel, Field, SkipValidation, ValidationError
 from werkzeug.exceptions import NotFound
 
-from app.api.problems import FieldProblem, InvalidField, Problem, field_path
+from app.api.problems import FieldProblem, InvalidField, Problem, problems_of
 from app.domain.ports import PropositionStore, Stored, Upserted, UserStore
 from app.domain.types import Proposition, User
 from app.events.intake import Id, PropositionIn, Strict, UserIn
@@ -182,9 +182,7 @@ def _sorted_out(items: list[Any]) -> tuple[list[Proposition], list[RejectedPropo
                 RejectedProposition(
                     index=index,
                     proposition_id=named if isinstance(named, str) else None,
-                    errors=[
-                        FieldProblem(field=field_path(e["loc"]), reason=e["msg"]) for e in error.errors()
-                    ],
+                    errors=problems_of(error),
                 )
             )
     return accepted, rejected

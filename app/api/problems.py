@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 BODY_ERRORS = (400, 413, 415)
 METHODS_WITH_BODY = ("POST", "PUT")
 MAX_DRAINED_BYTES = 16_777_216
+MAX_NAMED_PROBLEMS = 1_000
+MAX_PATH = 200
 
 
 class FieldProblem(BaseModel):
@@ -54,8 +56,15 @@ def invalid_body(error: ValidationError) -> Response:
     """422 for a path that is wrong, or a body that is JSON but not of the schema; 400 and 415 for one that is not JSON."""
     if request.method in METHODS_WITH_BODY:
         _require_json()
-    problems = [FieldProblem(field=field_path(e["loc"]), reason=e["msg"]) for e in error.errors()]
-    return unprocessable(problems)
+    return unprocessable(problems_of(error))
+
+
+def problems_of(error: ValidationError) -> list[FieldProblem]:
+    """What is wrong with the fields; of very many only that they are, for to name them takes seconds."""
+    if error.error_count() > MAX_NAMED_PROBLEMS:
+        return [FieldProblem(field="body", reason=f"has {error.error_count():,} wrong or unknown fields")]
+    errors = error.errors(include_url=False, include_input=False, include_context=False)
+    return [FieldProblem(field=field_path(e["loc"])[:MAX_PATH], reason=e["msg"]) for e in errors]
 
 
 def _require_json() -> None:

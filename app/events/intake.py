@@ -4,6 +4,7 @@ The HTTP service and the import share these schemas, so both refuse the same thi
 """
 
 import json
+import re
 import uuid
 from datetime import UTC, datetime, timedelta, tzinfo
 from typing import Annotated, Any, Literal
@@ -21,6 +22,8 @@ MAX_ATTRIBUTES_BYTES = 65_536
 MAX_ATTRIBUTES_DEPTH = 32
 # Far beyond any price, and far inside the range of the float32 that models read.
 MAX_VALUE = 1e12
+# pydantic also takes numbers in texts, signed and with points, for seconds since 1970.
+_BEGINS_WITH_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]")
 
 
 def _valid_id(value: str) -> str:
@@ -37,7 +40,7 @@ def _few_fields(value: Any) -> Any:
 
 
 def _timestamp_text(value: Any) -> Any:
-    if not isinstance(value, (str, datetime)) or (isinstance(value, str) and value[:5].isdigit()):
+    if not isinstance(value, datetime) and not (isinstance(value, str) and _BEGINS_WITH_DATE.match(value)):
         raise ValueError("give a text such as 2026-05-17T09:30:00Z")
     return value
 

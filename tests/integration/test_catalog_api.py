@@ -106,6 +106,17 @@ def test_a_bad_entity_is_refused_by_field_and_nothing_is_stored(settings, client
     assert count(settings, "propositions") == count(settings, "users") == 0
 
 
+@pytest.mark.parametrize("path", ["/users/u1", "/propositions/p1", "/suggest"])
+def test_a_hundred_thousand_unknown_fields_are_not_named_one_by_one(client, path):
+    body = {f"field_{n}": n for n in range(100_000)}
+
+    answer = client.open(path, method="POST" if path == "/suggest" else "PUT", json=body)
+
+    assert answer.status_code == 422
+    (problem,) = answer.get_json()["errors"]
+    assert problem["field"] == "body" and "unknown fields" in problem["reason"]
+
+
 def test_what_is_not_there_is_a_problem_document(client):
     for method, path in (("GET", "/propositions/p1"), ("DELETE", "/propositions/p1"), ("GET", "/users/u1")):
         answer = send(client, method, path)

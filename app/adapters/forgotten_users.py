@@ -8,8 +8,8 @@ from sqlalchemy import Connection, text
 
 _SINCE = text("SELECT digest, forgotten_at FROM forgotten_users WHERE digest = ANY(:digests)")
 _FORGET = text("""
-    INSERT INTO forgotten_users VALUES (:digest, :at)
-    ON CONFLICT (digest) DO UPDATE SET forgotten_at = excluded.forgotten_at""")
+    INSERT INTO forgotten_users AS known VALUES (:digest, :at)
+    ON CONFLICT (digest) DO UPDATE SET forgotten_at = greatest(known.forgotten_at, excluded.forgotten_at)""")
 
 
 class ForgottenUsers:

@@ -109,8 +109,10 @@ class Erasures(Protocol):
 
 
 class OnlineEraser(Protocol):
-    def erase(self, user_id: str, user_category_keys: Sequence[str]) -> int:
-        """Removes rows and slates of a person from the online store; returns how many keys it had.
+    def erase(self, user_id: str, user_category_keys: Sequence[str], until: datetime) -> int:
+        """Removes a person's slates, and their rows from up to a moment; returns from how many keys.
+
+        Rows from after it stay: they are of somebody new.
 
         Raises:
             StoreUnavailable: it does not answer.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from app.domain.errors import StoreUnavailable
-from app.domain.ports import Erasures, OnlineEraser
+from app.domain.ports import Erasure, Erasures, OnlineEraser
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class ForgetUser:
         erasure = self._erasures.erase(user_id, elsewhere)
         counts = {**erasure.counts, **elsewhere}
         try:
-            online = self._online.erase(user_id, erasure.user_category_keys)
+            online = self._erase_online(erasure)
         except StoreUnavailable as error:
             log.warning("the online store still holds a forgotten user: %s", error)
             return Forgotten(counts, is_complete=False)
@@ -56,6 +56,9 @@ class ForgetUser:
         """
         settled = self._erasures.unfinished(until=now - SETTLED_AFTER)
         for erasure in settled:
-            self._online.erase(erasure.user_id, erasure.user_category_keys)
+            self._erase_online(erasure)
             self._erasures.finish(erasure)
         return len(settled)
+
+    def _erase_online(self, erasure: Erasure) -> int:
+        return self._online.erase(erasure.user_id, erasure.user_category_keys, until=erasure.erased_at)

@@ -14,16 +14,20 @@ import pytest
 import redis
 from sqlalchemy import text
 
+from app.adapters import online_eraser
 from app.adapters.database import service_database
 from app.adapters.decision_log import PostgresDecisionLog
 from app.adapters.erasures import PostgresErasures
 from app.adapters.event_log import PostgresEventLog
+from app.adapters.feast_layout import timestamp_field, value_field
 from app.adapters.feature_store import load_schema, open_feature_store
+from app.adapters.online_eraser import RedisEraser, fields_until
 from app.adapters.spool import SpoolFolder
 from app.api.factory import create_app
 from app.bootstrap import build_api, build_forget_user, build_projector, open_import
 from app.domain.errors import StoreUnavailable
 from app.domain.types import DegradationLevel, Slate, Strategy, User
+from app.features.schema import EntityName
 from app.features.slots import ALL_SLOTS
 from app.life.forget import SETTLED_AFTER, ForgetUser
 from app.settings import load_settings
@@ -91,6 +95,7 @@ TABLES_OF_USERS = {
     "events": "user_id",
     "decisions": "user_id",
     "user_category_affinity": "split_part(user_category_key, chr(31), 1)",
+    "event_keys": "substr(event_id, 3)",  # of `events_of`
 }
 
 
@@ -169,6 +174,42 @@ def test_late_copies_of_events_from_before_do_not_bring_a_person_back(settings, 
     assert resent.recorded_ids == () and unseen.recorded_ids == ("other",)
     assert unseen.dropped_ids == ("unseen",) and unseen.duplicate_ids == ()
     assert rows_of(settings, "u1")["events"] == 0
+
+
+def test_the_id_of_a_forgotten_event_is_free_for_somebody_else(settings, crowd, event_log, forget):
+    forget("u1")
+
+    receipt = event_log.append([event("c-u1", at=EARLIER, user_id="u10"), event("i-u1", at=EARLIER)])
+
+    assert receipt.recorded_ids == ("c-u1",) and receipt.dropped_ids == ("i-u1",)
+
+
+def test_a_copy_that_comes_while_most_is_deleted_already_is_dropped(settings, crowd, event_log):
+    erasures = PostgresErasures(service_database(settings))
+    _, tables = build_projector(settings)
+
+    with ThreadPoolExecutor(1) as pool:
+        with tables.batch(ALL_SLOTS):
+            erasing = pool.submit(erasures.erase, "u1", {})
+            wait_for_a_lock(settings)
+            assert rows_of(settings, "u1")["events"] == rows_of(settings, "u1")["event_keys"] == 0
+            resent = event_log.append(events_of("u1"))
+        erasing.result(timeout=10)
+
+    assert resent.recorded_ids == () and set(resent.dropped_ids) == {"i-u1", "c-u1"}
+
+
+def test_a_copy_of_an_event_that_was_dated_ahead_does_not_bring_a_person_back(settings, event_log, forget):
+    ahead = event("ahead", at=datetime.now(UTC) + timedelta(minutes=4))
+    event_log.append([ahead])
+    for _ in range(2):
+        forget("u1")
+
+    resent = event_log.append([ahead])
+    back = event_log.append([event("back", at=ahead.occurred_at + timedelta(seconds=1))])
+
+    assert resent.dropped_ids == ("ahead",) and count(settings, "event_keys") == 1
+    assert back.recorded_ids == ("back",)
 
 
 def test_importing_history_again_does_not_bring_a_person_back(settings, crowd, forget):
@@ -361,6 +402,102 @@ def test_what_a_projector_writes_to_redis_late_is_removed_when_things_have_settl
 
     assert online_keys_of(online, "u1") == []
     assert count(settings, "unfinished_erasures") == 0
+
+
+@pytest.fixture
+def returned(settings, crowd, event_log, online, forget):
+    """u1 after an erasure, with a new profile and a new impression of sport; u1's hash from before, by field."""
+    keys = online_keys_of(online, "u1")
+    before = {key: online.hgetall(key) for key in keys}
+    forget("u1")
+    with open_import(settings) as loader:
+        loader.add(User("u1", age_years=40.0))
+        loader.finish(False)
+    event_log.append([event("back", "impression", at=datetime.now(UTC))])
+    build_projector(settings)[0].run()
+    return before
+
+
+def test_what_is_online_of_who_came_back_stays_when_things_have_settled(settings, returned, online, forget):
+    before = {key: online.hgetall(key) for key in returned}
+
+    assert forget.finish(datetime.now(UTC) + SETTLED_AFTER) == 1
+
+    assert all(before.values()) and {key: online.hgetall(key) for key in returned} == before
+
+
+def test_of_who_came_back_only_late_rows_from_before_are_removed(settings, returned, online, forget):
+    (key,) = (key for key in returned if key.endswith(b"u1propositions"))
+    after = online.hgetall(key)
+    recent = [timestamp_field("user_recent"), value_field("user_recent", "propositions")]
+    late = {field: returned[key][field] for field in recent}
+    assert not late.keys() & after.keys()
+    online.hset(key, mapping=late)
+
+    forget.finish(datetime.now(UTC) + SETTLED_AFTER)
+
+    assert online.hgetall(key) == after
+
+
+def test_rows_from_up_to_a_moment_are_removed_from_a_hash_and_later_ones_stay(settings, crowd, online):
+    (key,) = (key for key in online_keys_of(online, "u1") if key.endswith(b"u1propositions"))
+    stored = online.hgetall(key)
+    eraser = RedisEraser(online, "propositions")
+    folded_at = EARLIER + timedelta(seconds=5)
+
+    eraser.erase("u1", [], until=folded_at - timedelta(microseconds=1))
+    assert online.hgetall(key) == stored
+
+    eraser.erase("u1", [], until=folded_at)
+    assert {field for field in online.hgetall(key) if field.startswith(b"_ts")} == {b"_ts:user_profile"}
+
+    eraser.erase("u1", [], until=datetime.now(UTC))
+    assert not online.exists(key)
+
+
+def test_a_row_that_is_written_while_one_from_before_is_removed_stays(settings, online, monkeypatch):
+    eraser = RedisEraser(online, "propositions")
+    (key,) = eraser._feast_keys(EntityName.USER, ["u1"])
+    before, after = ({b"_ts:user_profile": timestamp_of_s(seconds), b"age": b"40"} for seconds in (10, 20))
+    online.hset(key, mapping=before)
+    seen = []
+
+    def look_and_be_overtaken(stored, until_ns):
+        if not seen:
+            online.hset(key, mapping=after)
+        seen.append(stored)
+        return fields_until(stored, until_ns)
+
+    monkeypatch.setattr(online_eraser, "fields_until", look_and_be_overtaken)
+    eraser.erase("u1", [], until=datetime.fromtimestamp(15, UTC))
+
+    assert seen == [before, after] and online.hgetall(key) == after
+
+
+def test_values_of_no_row_and_rows_without_a_readable_time_count_as_from_before():
+    later = timestamp_of_s(20)
+    activity = {timestamp_field("user_activity"): later, value_field("user_activity", "clicks"): b"1"}
+
+    assert fields_until({b"late": b"row"}, 10_000_000_000) == [b"late"]
+    assert fields_until(activity | {b"late": b"row"}, 10_000_000_000) == [b"late"]
+    assert fields_until({timestamp_field("user_activity"): b"\xff"}, 10_000_000_000) == [b"_ts:user_activity"]
+
+
+def test_entered_rows_go_together_for_nobody_can_tell_whose_a_value_is():
+    both_later = {
+        b"_ts:user_profile": timestamp_of_s(20),
+        b"_ts:user_more": timestamp_of_s(30),
+        b"age": b"40",
+    }
+    one_before = both_later | {b"_ts:user_more": timestamp_of_s(10)}
+
+    assert fields_until(both_later, 10_000_000_000) == []
+    assert fields_until(one_before, 10_000_000_000) == list(one_before)
+
+
+def timestamp_of_s(seconds: int) -> bytes:
+    """A protobuf timestamp of less than 128 seconds after 1970."""
+    return bytes([8, seconds])
 
 
 def test_while_redis_is_gone_the_rest_is_erased_and_redis_follows(settings, crowd, online, monkeypatch):

@@ -42,19 +42,21 @@ def log_requests(app: Flask) -> None:
     @app.after_request
     def end(response: Response) -> Response:
         request_id, method, status = g.request_id, request.method, response.status_code
+        route = request.url_rule.rule if request.url_rule else None
         response.headers["X-Request-Id"] = request_id
         if is_logged:
             line = {
                 "@timestamp": datetime.now(UTC),
                 "log.level": "info",
-                "message": f"{method} {request.path} {status}",
+                # Not the path: it may hold the id of a person, and logs outlive whom we forget.
+                "message": f"{method} {route} {status}" if route else f"{method} {status}",
                 "ecs.version": ECS_VERSION,
                 "log": {"logger": "app.access"},
                 "process": process,
                 "http": {
                     "request": {"id": request_id, "method": method},
                     "response": {"status_code": status},
-                    "route": request.url_rule.rule if request.url_rule else None,
+                    "route": route,
                 },
                 "event": {"duration": int((time.perf_counter() - g.started) * 1e9)},
             }

@@ -6,11 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from flask import Response, request
+from flask import Response
 from flask_openapi import APIBlueprint, Tag
-from pydantic import BaseModel
-from werkzeug.exceptions import BadRequest, UnsupportedMediaType
+from werkzeug.exceptions import BadRequest
 
+from app.api.bodies import described_by, json_bytes
 from app.api.problems import FieldProblem, InvalidField, unprocessable
 from app.api.schemas import EventOutcome, LogEventIn, LogEventOut
 from app.domain.ports import Receipt
@@ -31,7 +31,7 @@ def event_routes(
     @routes.post(
         "/log_event", summary="Tell what a user did, one event or a batch", responses={202: LogEventOut}
     )
-    @_described_by(LogEventIn)
+    @described_by(LogEventIn)
     def post_log_event() -> Response:
         submission = _submission(reader)
         events = [item for item in submission.items if isinstance(item, Event)]
@@ -56,22 +56,9 @@ def event_routes(
     return routes
 
 
-def _described_by(model: type[BaseModel]) -> Callable[[Callable], Callable]:
-    """Puts the body into the OpenAPI document and leaves its validation to the route."""
-
-    def describe(route: Callable) -> Callable:
-        route.__annotations__["body"] = model
-        route.__delay_validate_request__ = True
-        return route
-
-    return describe
-
-
 def _submission(reader: EventReader) -> Submission:
-    if not request.is_json:
-        raise UnsupportedMediaType("send the body as application/json")
     try:
-        return reader.read(request.get_data(), datetime.now(UTC))
+        return reader.read(json_bytes(), datetime.now(UTC))
     except NotJson as error:
         raise BadRequest(f"the body is not JSON: {error}") from error
     except NoEvents as error:

@@ -1,5 +1,7 @@
 """What the service counts beside the HTTP metrics of prometheus-flask-exporter."""
 
+from functools import cache
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from app.api.schemas import EventOutcome
@@ -12,6 +14,8 @@ class ServingMetrics:
         self._slates = Counter(
             "propositions_slates", "Slates served.", ["strategy", "level"], registry=registry
         )
+        # Remembered, because to look a counter up by its labels takes longer than to count.
+        self._slates_of = cache(self._slates.labels)
         self._fallbacks = Counter(
             "propositions_fallbacks",
             "Rankers that could not answer, by reason.",
@@ -33,6 +37,7 @@ class ServingMetrics:
             ["outcome"],
             registry=registry,
         )
+        self._cache_requests_of = cache(self._cache_requests.labels)
         self._cache_invalidations = Counter(
             "propositions_cache_invalidations",
             "What made kept slates outdated.",
@@ -41,7 +46,7 @@ class ServingMetrics:
         )
 
     def slate_served(self, slate: Slate) -> None:
-        self._slates.labels(slate.strategy, int(slate.degradation_level)).inc()
+        self._slates_of(slate.strategy, int(slate.degradation_level)).inc()
 
     def fell_back(self, reason: str) -> None:
         self._fallbacks.labels(reason).inc()
@@ -55,7 +60,7 @@ class ServingMetrics:
             self.cache_invalidated("model")
 
     def cache_request(self, outcome: CacheOutcome) -> None:
-        self._cache_requests.labels(outcome).inc()
+        self._cache_requests_of(outcome).inc()
 
     def cache_invalidated(self, reason: str, count: int = 1) -> None:
         self._cache_invalidations.labels(reason).inc(count)

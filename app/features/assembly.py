@@ -116,7 +116,7 @@ class MatrixSpec:
             if field.kind is FieldKind.NUMBER:
                 column = rows.values[field.name]
             elif field.kind is FieldKind.CATEGORY:
-                column = encode(rows.values[field.name], self.vocabularies[f"{view.name}.{field.name}"])
+                column = encode(rows.values[field.name], self._known_texts[f"{view.name}.{field.name}"])
             else:
                 column = _days_between(rows.values[field.name], now_s)
             block[:, filled] = column
@@ -143,6 +143,10 @@ class MatrixSpec:
     @cached_property
     def _half_lives(self) -> np.ndarray:
         return np.asarray(self.half_lives_s, dtype=np.float64)
+
+    @cached_property
+    def _known_texts(self) -> Mapping[str, np.ndarray]:
+        return {name: np.array(texts, dtype=np.str_) for name, texts in self.vocabularies.items()}
 
     @cached_property
     def _base_rates(self) -> np.ndarray:
@@ -227,14 +231,14 @@ def learn_spec(
     )
 
 
-def encode(texts: np.ndarray, vocabulary: Sequence[str]) -> np.ndarray:
+def encode(texts: np.ndarray, vocabulary: Sequence[str] | np.ndarray) -> np.ndarray:
     """Position of each text in the sorted vocabulary as float64; NaN for any other text,
     and for a column in which nothing is known.
 
     >>> encode(np.array(["b", "x", ""]), ["a", "b"]).tolist()
     [1.0, nan, nan]
     """
-    if not vocabulary or texts.dtype.kind != "U":
+    if not len(vocabulary) or texts.dtype.kind != "U":
         return np.full(len(texts), np.nan)
     known = np.asarray(vocabulary)
     positions = np.minimum(np.searchsorted(known, texts), len(known) - 1)

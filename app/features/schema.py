@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import Any
 
 
@@ -40,7 +41,7 @@ class FieldSchema:
     kind: FieldKind
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ViewSchema:
     """One feature view. `prior_view` names the counter view whose rates this one's shrink towards."""
 
@@ -54,11 +55,11 @@ class ViewSchema:
     def __hash__(self) -> int:
         return hash(self.name)  # of all fields it would cost more than what is looked up by it
 
-    @property
+    @cached_property
     def has_counters(self) -> bool:
         return any(field.kind is FieldKind.COUNTER for field in self.fields)
 
-    @property
+    @cached_property
     def field_names(self) -> tuple[str, ...]:
         return tuple(field.name for field in self.fields)
 

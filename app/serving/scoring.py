@@ -5,8 +5,9 @@ and of the candidate (its own and those of its context). The candidates' parts a
 counters change and decay; before that time is over they are computed anew, beside the requests.
 """
 
+import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
@@ -32,6 +33,8 @@ OF_CANDIDATE = (EntityName.PROPOSITION, EntityName.CONTEXT_PROPOSITION)
 QUIET_FACTOR = 6
 # A candidate that was not asked for during as many renewals is not prepared any more.
 MAX_IDLE_RENEWALS = 10
+# Of the time, what a renewal works; and of the time until features are too old, how long it may sleep in between.
+RENEWAL_DUTY, RENEWAL_SHARE = 0.15, 0.25
 # Candidates whose parts are kept per context, half of them from renewal to renewal: large catalogs have a long tail
 # of candidates that are asked for once.
 MAX_KEPT = 20_000
@@ -111,6 +114,8 @@ class Scorer:
             MatrixScoring(model) if model.forest is None else ForestScoring(model.forest, model.spec)
         )
         self._max_bytes = max_bytes
+        self._views = {part: part_views(self._spec, part) for part in (OF_REQUEST, OF_CATEGORY, OF_CANDIDATE)}
+        self._no_rows: dict[str, Rows] = {}
         self._contexts: OrderedDict[str | None, _ContextParts] = OrderedDict()
         self.was_asked = False
 
@@ -146,13 +151,18 @@ class Scorer:
             self._candidates(context_key, positions),
         )
 
-    def prepare_as(self, other: "Scorer") -> None:
-        """Computes the parts of the candidates that `other` was asked for lately."""
+    def prepare_as(self, other: "Scorer", pace: Callable[[float], None]) -> None:
+        """Computes the parts of the candidates that `other` was asked for lately.
+
+        `pace` is told after each context how many seconds of the processor that took.
+        """
         for context_key, theirs in list(other._contexts.items()):
+            began_s = time.thread_time()
             positions, idle_renewals = theirs.wanted()
             key, parts = self._parts_of(context_key)
             parts.add(positions, self._scoring.of_candidates(self._candidate_block(key, positions)))
             parts.set_idle(positions, idle_renewals)
+            pace(time.thread_time() - began_s)
         self._shrink()
 
     def _request_block(
@@ -160,7 +170,7 @@ class Scorer:
     ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Columns of the user and the context, (1, k), and the rates of their views by name."""
         blocks, rates = [np.zeros((1, 0), np.float32)], {}
-        for view in part_views(self._spec, OF_REQUEST):
+        for view in self._views[OF_REQUEST]:
             rows = online[view.name].rows if view.name in online else self._no_row(view)
             block, rates[view.name] = self._spec.block(view, rows, now_s, rates.get(view.prior_view))
             blocks.append(block)
@@ -173,7 +183,7 @@ class Scorer:
 
         Also the row of every category of the catalog, int (categories,).
         """
-        views = part_views(self._spec, OF_CATEGORY)
+        views = self._views[OF_CATEGORY]
         known = sorted(
             {
                 number
@@ -193,7 +203,10 @@ class Scorer:
         return np.concatenate(blocks, axis=1), row_of_category
 
     def _no_row(self, view: ViewSchema) -> Rows:
-        return rows_from_records(view, [None], len(self._spec.half_lives_s))
+        row = self._no_rows.get(view.name)
+        if row is None:
+            row = self._no_rows[view.name] = rows_from_records(view, [None], len(self._spec.half_lives_s))
+        return row
 
     def _candidates(self, context_key: str, positions: np.ndarray) -> Pool:
         key, parts = self._parts_of(context_key)
@@ -224,7 +237,7 @@ class Scorer:
 
     def _candidate_block(self, context_key: str | None, positions: np.ndarray) -> np.ndarray:
         blocks, rates = [np.zeros((len(positions), 0), np.float32)], {}
-        for view in part_views(self._spec, OF_CANDIDATE):
+        for view in self._views[OF_CANDIDATE]:
             rows = candidate_rows(view, self.snapshot, context_key, positions, self.as_of_s)
             block, rates[view.name] = self._spec.block(view, rows, self.as_of_s, rates.get(view.prior_view))
             blocks.append(block)
@@ -311,13 +324,16 @@ def candidate_rows(
 class CurrentScorer:
     """The scorer of the current model and catalog, whose candidates' features are at most `max_age_s` old.
 
-    Where no counter has changed, features only decay, and are renewed less often. `renew`, called more often than that beside the requests, keeps the requests from computing what the ones
-    before them have asked for.
+    Where no counter has changed, features only decay, and are renewed less often. `renew`, called several times as
+    often as that beside the requests, keeps the requests from computing what the ones before them have
+    asked for. It leaves the processor to them most of the time: done at once it held up requests for half a
+    second.
     """
 
-    def __init__(self, max_age_s: float, max_bytes: int) -> None:
+    def __init__(self, max_age_s: float, max_bytes: int, sleep: Callable[[float], None] = time.sleep) -> None:
         self._max_age_s = max_age_s
         self._max_bytes = max_bytes
+        self._sleep = sleep
         self._scorer: Scorer | None = None
 
     def get(self, model: Model | None, snapshot: Snapshot, now_s: float) -> Scorer:
@@ -346,10 +362,20 @@ class CurrentScorer:
 
     def prepared(self, model: Model, snapshot: Snapshot, now_s: float) -> Scorer:
         """A scorer of another model or moment, ready for what the present one was asked for; see `adopt`."""
-        fresh = Scorer(model, snapshot, now_s, self._max_bytes)
-        if self._scorer is not None and self._scorer.fits(snapshot):
-            fresh.prepare_as(self._scorer)
+        fresh, old = Scorer(model, snapshot, now_s, self._max_bytes), self._scorer
+        if old is not None and old.fits(snapshot):
+            fresh.prepare_as(old, self._pace(RENEWAL_SHARE * self._age_limit_s(old, snapshot)))
         return fresh
+
+    def _pace(self, lasts_s: float) -> Callable[[float], None]:
+        """Sleeps after work, so that it takes a part of the time only, but not for longer than `lasts_s` in all."""
+        end_s = time.monotonic() + lasts_s
+
+        def pace(worked_s: float) -> None:
+            if time.monotonic() < end_s:
+                self._sleep(worked_s * (1 / RENEWAL_DUTY - 1))
+
+        return pace
 
     def adopt(self, scorer: Scorer) -> None:
         self._scorer = scorer

@@ -178,6 +178,24 @@ def test_a_renewed_scorer_knows_the_news_and_what_was_asked_for_lately(spec, tak
     )
 
 
+@pytest.mark.parametrize(("max_age_s", "may_sleep"), [(5.0, True), (0.0, False)])
+def test_a_renewal_leaves_the_processor_to_requests_while_there_is_time(
+    spec, taken, booster, max_age_s, may_sleep
+):
+    naps_s: list[float] = []
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    model = Trees(spec, booster, forest)
+    current = CurrentScorer(max_age_s, max_bytes=1 << 20, sleep=naps_s.append)
+    online = OnlineFeatures(READER.read({}, 2, NOON), ())
+    for context in (HERE, "elsewhere"):
+        current.get(model, taken, NOW_S).score(context, np.array([1, 2]), taken.catalog, online, NOW_S)
+
+    current.renew(model, taken, NOW_S + 20)
+
+    assert len(naps_s) == (2 if may_sleep else 0)  # one after each context
+    assert all(nap_s > 0 for nap_s in naps_s)
+
+
 def test_what_was_not_asked_for_again_is_forgotten(spec, taken, booster):
     forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
     model, current = Trees(spec, booster, forest), CurrentScorer(max_age_s=5.0, max_bytes=1 << 20)

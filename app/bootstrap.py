@@ -24,6 +24,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from flask import Flask
+from gevent.monkey import get_original
 from prometheus_client import CollectorRegistry, start_http_server
 
 from app.adapters import import_loader
@@ -105,14 +106,16 @@ BREAKER_OPEN_S = 2.0
 # There is nowhere to go from the spool: a disk that stalls is waited for.
 SPOOL_WAIT_S = 2.0
 DRAIN_INTERVAL_S = 0.5
+# Who forgets a person waits for the segment that is being drained, and looks more often than the drain pauses.
+SPOOL_TURN_WAIT_S, SPOOL_TURN_POLL_S = 5.0, 0.02
 # Live events wait for a batch's commit: at some 50 us per event that is a small part of their timeout.
 DRAIN_BATCH_EVENTS = 250
 SCHEMA_INTERVAL_S = 5.0
 # New objects between two garbage collections; 700 by default.
 PROJECTOR_GC_ALLOCATIONS = 200_000
 ERASURES_INTERVAL_S = 60.0
-# Of the time that candidates' features may be old: early enough to be done before it is over.
-SCORER_RENEWAL = 0.8
+# How often it is seen whether candidates' features are to be renewed, as a part of how old they may be.
+SCORER_RENEWAL = 0.1
 # How long requests wait at most for the interpreter when a thread beside them computes.
 SWITCH_INTERVAL_S = 0.001
 # Some of a list is not eligible for a request, or on other lists, too.
@@ -208,11 +211,17 @@ def _forget_user(
     run_aside: Callable[[Callable], Any] = lambda work: work(),
 ) -> ForgetUser:
     spool = SpoolFolder(settings.spool_dir, settings.spool_max_bytes)
-    return ForgetUser(
-        PostgresErasures(database),
-        RedisEraser(online_store, FEAST_PROJECT),
-        lambda user_id: run_aside(lambda: spool.forget_user(user_id)),
-    )
+
+    def forget_spooled(user_id: str) -> int:
+        """Waits here for the end of a drain, not aside: the drain may need all the threads that there are."""
+        deadline_s = time.monotonic() + SPOOL_TURN_WAIT_S
+        while (removed := run_aside(lambda: spool.forget_user(user_id))) is None:
+            if time.monotonic() > deadline_s:
+                raise StoreUnavailable("the spool is being drained: try again")
+            time.sleep(SPOOL_TURN_POLL_S)
+        return removed
+
+    return ForgetUser(PostgresErasures(database), RedisEraser(online_store, FEAST_PROJECT), forget_spooled)
 
 
 def build_maintenance(settings: Settings) -> tuple[PostgresMaintenance, Callable[[datetime], Iterator[Done]]]:
@@ -314,7 +323,7 @@ def build_intake(settings: Settings, registry: CollectorRegistry) -> KafkaIntake
         settings.kafka_events_topic,
         settings.kafka_dead_topic,
         decode,
-        PostgresEventLog(service_database(settings), settings.context_fields),
+        PostgresEventLog(event_database(settings), settings.context_fields),
         dead_letters,
         IntakeMetrics(registry),
     )
@@ -360,7 +369,11 @@ def build_api(
     )
     folder = SnapshotFolder(settings.snapshot_dir)
     snapshot = LiveSnapshot(folder, settings.half_lives_s, lambda: metrics.cache_invalidated("catalog"))
-    scorer = CurrentScorer(settings.candidate_features_max_age_s, settings.scorer_memory_mb << 20)
+    scorer = CurrentScorer(
+        settings.candidate_features_max_age_s,
+        settings.scorer_memory_mb << 20,
+        sleep=get_original("time", "sleep"),  # in a thread of the system: see `run_aside`
+    )
 
     def prepare_scorer(model: Model) -> Callable[[], None]:
         prepared = scorer.prepared(model, snapshot.current, time.time())

@@ -1,6 +1,7 @@
 """Small real objects for tests: data that a reader can check by hand."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -116,3 +117,17 @@ def query(settings: Settings, sql: str, parameters: Sequence[Any] = ()) -> list[
 
 def count(settings: Settings, table: str) -> int:
     return query(settings, f"SELECT count(*) FROM {table}")[0][0]
+
+
+@contextmanager
+def refusal(settings: Settings, condition: str) -> Iterator[None]:
+    """PostgreSQL answers, and refuses every append with an error of that name, until the block ends."""
+    query(
+        settings,
+        f"""
+        CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '{condition}'; END $$;
+        CREATE TRIGGER refuse BEFORE UPDATE ON log_heads FOR EACH STATEMENT EXECUTE FUNCTION refuse()""",
+    )
+    yield
+    query(settings, "DROP FUNCTION refuse CASCADE")

@@ -21,7 +21,8 @@ _OUTAGES = (
     psycopg2.errors.QueryCanceled,
     psycopg2.errors.ReadOnlySqlTransaction,
 )
-
+# The only errors that say something about the data of a statement.
+_ABOUT_DATA = (psycopg2.DataError, psycopg2.IntegrityError)
 
 # A server that is cut off while something is on its way to it is given up as soon as an idle one.
 _UNACKNOWLEDGED_MS = 25_000
@@ -38,6 +39,9 @@ class Database:
         statement_timeout_ms: the server cancels longer statements.
         is_probed: a connection is asked for a sign of life before it is used, at the cost of a round trip.
             Without, the first use after a restart of PostgreSQL is an outage.
+        retries_refusals: what PostgreSQL refuses for another reason than the data, such as a missing grant or a
+            damaged index, is an outage. For who keeps the data and tries again; elsewhere it shows as the bug
+            that it may be.
     """
 
     def __init__(
@@ -47,13 +51,16 @@ class Database:
         connect_timeout_s: int,
         statement_timeout_ms: int,
         is_probed: bool = True,
+        retries_refusals: bool = False,
     ) -> None:
+        self._retries_refusals = retries_refusals
         self._engine: Engine = create_engine(
             make_url(url.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql+psycopg2"),
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=connect_timeout_s,
             pool_pre_ping=is_probed,
+            hide_parameters=True,  # they hold ids of users, and errors end in logs
             connect_args={
                 "connect_timeout": connect_timeout_s,
                 "options": f"-c statement_timeout={statement_timeout_ms} -c timezone=UTC {_SERVER_KEEPALIVES}",
@@ -76,7 +83,7 @@ class Database:
             with self._engine.begin() as connection:
                 yield connection
         except (DBAPIError, PoolTimeoutError, psycopg2.Error) as error:
-            _raise_if_outage(error)
+            _raise_if_outage(error, self._retries_refusals)
             raise
 
     @contextmanager
@@ -93,7 +100,7 @@ class Database:
             with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 yield connection
         except (DBAPIError, PoolTimeoutError, psycopg2.Error) as error:
-            _raise_if_outage(error)
+            _raise_if_outage(error, self._retries_refusals)
             raise
 
     @contextmanager
@@ -107,7 +114,7 @@ class Database:
         self._engine.dispose()
 
 
-def _raise_if_outage(error: Exception) -> None:
+def _raise_if_outage(error: Exception, retries_refusals: bool) -> None:
     """Raises StoreUnavailable for what may pass: down, too slow, read-only in a failover, not migrated yet.
 
     COPY goes past SQLAlchemy, so psycopg2's own errors arrive here as well.
@@ -117,6 +124,8 @@ def _raise_if_outage(error: Exception) -> None:
         raise StoreUnavailable("the database lacks tables or columns: run `propositions migrate`") from error
     if isinstance(error, PoolTimeoutError) or isinstance(cause, _OUTAGES):
         raise StoreUnavailable(f"PostgreSQL did not answer: {_first_line(error)}") from error
+    if retries_refusals and not isinstance(cause, _ABOUT_DATA):
+        raise StoreUnavailable(f"PostgreSQL refuses: {_first_line(error)}") from error
 
 
 def service_database(settings: Settings) -> Database:
@@ -125,8 +134,8 @@ def service_database(settings: Settings) -> Database:
 
 
 def event_database(settings: Settings) -> Database:
-    """For the event log, which has a place to go to while PostgreSQL is down."""
-    return _database(settings, settings.database_timeout_ms, is_probed=False)
+    """For the event log, whose events have a place to wait in while PostgreSQL does not take them."""
+    return _database(settings, settings.database_timeout_ms, is_probed=False, retries_refusals=True)
 
 
 def batch_database(settings: Settings) -> Database:
@@ -134,13 +143,16 @@ def batch_database(settings: Settings) -> Database:
     return _database(settings, settings.database_batch_timeout_ms)
 
 
-def _database(settings: Settings, statement_timeout_ms: int, is_probed: bool = True) -> Database:
+def _database(
+    settings: Settings, statement_timeout_ms: int, is_probed: bool = True, retries_refusals: bool = False
+) -> Database:
     return Database(
         settings.postgres_url,
         settings.database_pool_size,
         settings.database_connect_timeout_s,
         statement_timeout_ms,
         is_probed,
+        retries_refusals,
     )
 
 

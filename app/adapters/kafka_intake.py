@@ -9,7 +9,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as Arrival
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DataError, IntegrityError
 
 from app.adapters.kafka_client import open_client
 from app.adapters.kafka_metrics import IntakeMetrics
@@ -154,13 +154,21 @@ class KafkaIntake:
             return []
         try:
             receipt = self._event_log.append([event for _, event in events])
-        except DBAPIError as error:
+        except (DataError, IntegrityError) as error:
             if len(events) == 1:
-                return [(events[0][0], f"cannot be stored: {str(error.orig).strip()}")]
+                # The lines behind the first quote the row, and the reason goes to the log.
+                return [(events[0][0], f"cannot be stored: {str(error.orig).strip().splitlines()[0]}")]
             middle = len(events) // 2
             return self._store(events[:middle]) + self._store(events[middle:])
         self._metrics.consumed("recorded", len(receipt.recorded_ids))
-        self._metrics.consumed("duplicate", len(events) - len(receipt.recorded_ids))
+        dropped = sum(event.event_id in receipt.dropped_ids for _, event in events)
+        self._metrics.consumed("dropped", dropped)
+        self._metrics.consumed("duplicate", len(events) - len(receipt.recorded_ids) - dropped)
+        if dropped:
+            log.warning(
+                "%d messages were dropped: they are of forgotten users, or older than events are kept",
+                dropped,
+            )
         return []
 
     def _bury(self, letters: Sequence[Message]) -> None:

@@ -33,7 +33,7 @@ class IntakeMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._consumed = Counter(
             "propositions_kafka_consumed",
-            "Messages that are done with, by what became of them: recorded, duplicate or dead.",
+            "Messages that are done with, by what became of them: recorded, duplicate, dropped or dead.",
             ["outcome"],
             registry=registry,
         )

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import takewhile
 from pathlib import Path
 
 import orjson
@@ -140,28 +141,30 @@ class SpoolFolder:
         except OSError as error:
             raise StoreUnavailable(f"the spool cannot be changed: {error}") from error
 
-    def forget_user(self, user_id: str) -> int:
+    def forget_user(self, user_id: str) -> int | None:
         """Removes a person's events, also from what was kept aside; returns how many there were.
 
-        Waits while another process drains a segment.
+        None while others move events, such as a drain: try again. It is not waited for, because the thread that
+        waits here may be the one that the drain needs to go on.
 
         Raises:
             StoreUnavailable: the disk fails; some of them may still be there.
         """
         try:
-            with self._lock_file("drain.lock") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with self.exclusive() as is_mine:
+                if not is_mine:
+                    return None
                 with self._locked():
-                    for draft in self._folder.rglob(".*"):  # of a process that was killed here
-                        draft.unlink()
-                    # Writers know how much of the last segment is whole: it must not change under them.
-                    self._start_segment()
-                    removed = sum(_without_user(path, user_id) for path in self._segments())
-                    for path in self._aside.glob("*"):
-                        removed += _without_user(path, user_id)
-            return removed
+                    return self._remove_user(user_id)
         except OSError as error:
             raise StoreUnavailable(f"the spool cannot be changed: {error}") from error
+
+    def _remove_user(self, user_id: str) -> int:
+        for draft in self._folder.rglob(".*"):  # of a process that was killed here
+            draft.unlink()
+        # Writers know how much of the last segment is whole: it must not change under them.
+        self._start_segment()
+        return sum(_without_user(path, user_id) for path in (*self._segments(), *self._aside.glob("*")))
 
     def _segments(self) -> list[Path]:
         return sorted(self._folder.glob("*.segment"))
@@ -175,7 +178,7 @@ class SpoolFolder:
     @contextmanager
     def _lock_file(self, name: str) -> Iterator[int]:
         """A descriptor of its own, so that threads exclude each other as processes do."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        _make_folder(self._folder)
         lock = os.open(self._folder / name, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             yield lock
@@ -234,7 +237,7 @@ class SpoolFolder:
 
     def _keep_aside(self, segment: str, kind: Loss, data: bytes) -> None:
         if data:
-            self._aside.mkdir(exist_ok=True, mode=0o700)
+            _make_folder(self._aside)
             # The same name, should a process be killed before the segment is deleted.
             _replace_durably(self._aside / f"{segment}.{kind}", data)
             self._on_loss(kind, len(data))
@@ -351,6 +354,14 @@ def _replace_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
     draft.replace(path)
     _sync_folder(path.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """Makes it and those above it if need be. A new folder is only as durable as its entry in the one above."""
+    new = list(takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in new:
+        _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

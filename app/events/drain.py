@@ -1,13 +1,18 @@
 """Drains the spool into the primary event log as soon as that answers, oldest events first."""
 
 import logging
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from app.domain.errors import StoreUnavailable
 from app.domain.ports import EventLog, Receipt
 from app.domain.types import Event
+
+# Between two segments, for who looks again and again whether the spool is free.
+TURN_S = 0.05
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +64,7 @@ class SpoolDrain:
         try:
             while not self._spool.is_empty() and (count := self._drain_oldest()) is not None:
                 drained, self._problem = drained + count, None
+                time.sleep(TURN_S)
         except StoreUnavailable as error:
             if self._problem is None:
                 log.warning("spooled events wait: %s", error)
@@ -68,7 +74,7 @@ class SpoolDrain:
         return drained
 
     def _drain_oldest(self) -> int | None:
-        """The number of events; None if there are none, or another worker has taken them on.
+        """How many events the log has now; None if there are none, or another worker has taken them on.
 
         Between two segments others get their turn, such as a removal of a user's events.
         """
@@ -76,25 +82,42 @@ class SpoolDrain:
             segment = self._run_aside(self._spool.oldest) if is_mine else None
             if segment is None:
                 return None
-            refused: list[Event] = []
+            left_out = _LeftOut()
             for first in range(0, len(segment.events), self._batch_events):
-                refused += self._append(segment.events[first : first + self._batch_events])
-            self._run_aside(lambda: self._spool.remove(segment, refused))
-            return len(segment.events) - len(refused)
+                self._append(segment.events[first : first + self._batch_events], left_out)
+            self._run_aside(lambda: self._spool.remove(segment, left_out.refused))
+            if left_out.dropped_count:
+                log.warning(
+                    "%d spooled events were dropped: they are of forgotten users, or older than events are kept",
+                    left_out.dropped_count,
+                )
+            return len(segment.events) - len(left_out.refused) - left_out.dropped_count
 
-    def _append(self, events: Sequence[Event]) -> list[Event]:
-        """Returns the events that the log refuses though it is there: they must not hold up the others."""
+    def _append(self, events: Sequence[Event], left_out: "_LeftOut") -> None:
+        """Events that the log refuses though it is there are left out: they must not hold up the others."""
         try:
-            self._told(events, self._event_log.append(events))
+            receipt = self._event_log.append(events)
         except StoreUnavailable:
             raise
         except Exception:
             if len(events) > 1:
-                return [refused for event in events for refused in self._append([event])]
+                for event in events:
+                    self._append([event], left_out)
+                return
             log.exception("a spooled event cannot be recorded and is kept aside")
-            return list(events)
-        return []
+            left_out.refused += events
+            return
+        left_out.dropped_count += sum(event.event_id in receipt.dropped_ids for event in events)
+        self._told(events, receipt)
 
     def _told(self, events: Sequence[Event], receipt: Receipt) -> None:
         new_ids = set(receipt.recorded_ids)
         self._on_recorded([event for event in events if event.event_id in new_ids])
+
+
+@dataclass(slots=True)
+class _LeftOut:
+    """What of a segment does not get into the event log. Who was forgotten is not kept aside either."""
+
+    refused: list[Event] = field(default_factory=list)
+    dropped_count: int = 0

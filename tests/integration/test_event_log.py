@@ -2,12 +2,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DataError, IntegrityError, ProgrammingError
 
-from app.adapters.database import Database, service_database
+from app.adapters.database import Database, event_database, service_database
 from app.adapters.event_log import PostgresEventLog, advance_head
 from app.adapters.feature_store import open_feature_store
 from app.domain.errors import StoreUnavailable
-from tests.builders import CONTEXT_FIELDS, NOON, count, event, query
+from tests.builders import CONTEXT_FIELDS, NOON, count, event, query, refusal
 
 
 @pytest.fixture
@@ -109,6 +110,47 @@ def test_a_read_only_server_and_a_database_without_tables_are_outages(settings, 
 
     with pytest.raises(StoreUnavailable, match="propositions migrate"):
         PostgresEventLog(service_database(empty_database), CONTEXT_FIELDS).append([event("e1")])
+
+
+def test_a_role_without_grants_is_an_outage_of_the_event_log_and_shows_elsewhere(settings):
+    name = settings.postgres_url.rpartition("/")[2].partition("?")[0]
+    query(settings, f"ALTER DATABASE {name} SET role = 'pg_read_all_data'")
+
+    with pytest.raises(StoreUnavailable, match="PostgreSQL refuses: permission denied for table log_heads"):
+        PostgresEventLog(event_database(settings), CONTEXT_FIELDS).append([event("e1")])
+    with pytest.raises(ProgrammingError, match="permission denied"):
+        PostgresEventLog(service_database(settings), CONTEXT_FIELDS).append([event("e1")])
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["insufficient_privilege", "undefined_function", "index_corrupted", "internal_error", "raise_exception"],
+)
+def test_what_postgres_refuses_whatever_the_events_are_is_an_outage_of_the_event_log(settings, condition):
+    log = PostgresEventLog(event_database(settings), CONTEXT_FIELDS)
+    log.append([event("e1")])
+
+    with refusal(settings, condition), pytest.raises(StoreUnavailable, match="PostgreSQL refuses: not now"):
+        log.append([event("e2")])
+
+    assert log.append([event("e2")]).recorded_ids == ("e2",)
+
+
+def test_an_event_that_postgres_refuses_for_what_is_in_it_is_no_outage(settings):
+    query(settings, "ALTER TABLE events ADD CONSTRAINT no_curse CHECK (proposition_id <> 'cursed')")
+    log = PostgresEventLog(event_database(settings), CONTEXT_FIELDS)
+
+    with pytest.raises(IntegrityError, match="no_curse"):
+        log.append([event("e1", proposition_id="cursed")])
+    with pytest.raises(DataError, match="out of range"):
+        log.append([event("e1", position=1 << 40)])
+
+
+def test_errors_do_not_tell_whom_a_statement_was_about(settings):
+    with pytest.raises(DataError) as failure, service_database(settings).transaction() as connection:
+        connection.execute(text("SELECT 1 / 0 WHERE :user_id <> ''"), {"user_id": "ann"})
+
+    assert "ann" not in str(failure.value)
 
 
 def test_a_registry_without_a_place_is_an_outage_with_advice(empty_database):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -31,7 +32,7 @@ from app.domain.errors import ConfigurationError, EventRefused, StoreUnavailable
 from app.domain.types import StoredIn
 from app.events.message import SCHEMA_HEADER, SCHEMA_VERSION, decode, encode
 from app.settings import Settings, load_settings
-from tests.builders import CONTEXT_FIELDS, count, event, query
+from tests.builders import CONTEXT_FIELDS, NOON, count, event, query, refusal
 
 ARRIVES_WITHIN_S = 60.0
 POLL_S = 0.2
@@ -364,7 +365,23 @@ def test_an_event_that_postgres_refuses_is_buried_alone(kafka_settings, log, int
 
     assert event_ids(kafka_settings) == ["e0", "e1", "e2", "e4", "e5", "e6"]
     (letter,) = dead_letters(kafka_settings, 1)
-    assert "no_curse" in dict(letter.headers())["reason"].decode()
+    reason = dict(letter.headers())["reason"].decode()
+    assert "no_curse" in reason and "u1" not in reason
+
+
+def test_events_that_are_not_kept_any_more_are_counted_and_buried_nowhere(kafka_settings, log, intakes):
+    query(kafka_settings, "UPDATE log_heads SET kept_since = %s WHERE name = 'events'", [NOON])
+    log.append([event("e1"), event("old", at=NOON - timedelta(days=1)), event("e2")])
+    registry = CollectorRegistry()
+
+    run_until(lambda: lag(kafka_settings) == 0, intakes(kafka_settings, registry))
+
+    outcomes = {
+        outcome: registry.get_sample_value("propositions_kafka_consumed_total", {"outcome": outcome})
+        for outcome in ("recorded", "duplicate", "dropped", "dead")
+    }
+    assert outcomes == {"recorded": 2, "duplicate": 0, "dropped": 1, "dead": None}
+    assert event_ids(kafka_settings) == ["e1", "e2"]
 
 
 def test_a_dead_letter_that_is_too_large_goes_without_its_value(
@@ -425,6 +442,22 @@ def test_while_postgres_is_down_the_batch_is_kept_and_the_group_does_not_change(
     run_until(lambda: lag(kafka_settings) == 0, intake)
     assert event_ids(kafka_settings) == ["before", "during", "later"]
     assert intake.partitions == owned
+
+
+def test_while_postgres_refuses_whatever_comes_the_batch_is_kept_and_nothing_is_buried(
+    kafka_settings, log, intakes
+):
+    registry = CollectorRegistry()
+    intake = intakes(kafka_settings, registry)
+    with refusal(kafka_settings, "insufficient_privilege"):
+        log.append([event("e1"), event("e2")])
+        run_until(lambda: intake.kept_partitions, intake)
+        assert [intake.run_once(POLL_S) for _ in range(2)] == [0, 0]
+
+    run_until(lambda: lag(kafka_settings) == 0, intake)
+
+    assert event_ids(kafka_settings) == ["e1", "e2"]
+    assert registry.get_sample_value("propositions_kafka_consumed_total", {"outcome": "dead"}) is None
 
 
 def test_an_event_that_is_too_large_is_refused_at_once_and_others_are_not(

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,8 @@ from app.adapters.suggestion_cache import RedisSlateStore
 from app.api.factory import create_app
 from app.bootstrap import build_api
 from app.events.commit import GroupCommit
-from tests.builders import CONTEXT_FIELDS, count, event, query
+from app.events.drain import SpoolDrain
+from tests.builders import CONTEXT_FIELDS, count, event, query, refusal
 
 PATIENCE_S = 30.0
 
@@ -81,6 +83,64 @@ def test_while_postgres_is_killed_events_go_to_the_spool_and_from_there_to_postg
     assert {answer["events"][0]["stored_in"] for answer in answers} == {"spool"}
     assert ids(settings) == ["before", *(f"down-{n}" for n in range(5))]
     wait_until(lambda: send(service, "after")["events"][0]["stored_in"] == "postgres")
+
+
+def test_while_postgres_refuses_whatever_comes_events_wait_in_the_spool(settings, service):
+    with refusal(settings, "insufficient_privilege"):
+        answers = [send(service, f"refused-{n}") for n in range(5)]
+        log = PostgresEventLog(event_database(settings), CONTEXT_FIELDS)
+        assert SpoolDrain(SpoolFolder(settings.spool_dir, 1), log, 10).run() == 0
+        assert not SpoolFolder(settings.spool_dir, 1).is_empty()
+
+    wait_until(lambda: SpoolFolder(settings.spool_dir, 1).is_empty())
+
+    assert {answer["events"][0]["stored_in"] for answer in answers} == {"spool"}
+    assert ids(settings) == [f"refused-{n}" for n in range(5)]
+    assert not (settings.spool_dir / "aside").exists()
+
+
+class OneThread:
+    """Runs what is to be run aside, one at a time, as a worker's threads do when all others are busy."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1)
+        self.has_run = threading.Event()
+
+    def __call__(self, work: Callable) -> object:
+        try:
+            return self._pool.submit(work).result(PATIENCE_S)
+        finally:
+            self.has_run.set()
+
+
+def test_who_forgets_a_user_waits_for_a_drain_and_takes_no_thread_that_it_needs(settings):
+    run_aside = OneThread()
+    services, _, registry = build_api(settings, run_aside)
+    client = create_app(settings, services, registry).test_client()
+    spool = SpoolFolder(settings.spool_dir, 1 << 30)
+    spool.append([event("e1", user_id="ann"), event("e2", user_id="bob")])
+
+    with ThreadPoolExecutor(1) as pool:
+        with spool.exclusive():
+            run_aside.has_run.clear()
+            forgetting = pool.submit(client.delete, "/users/ann")
+            assert run_aside.has_run.wait(PATIENCE_S)
+            assert [event.event_id for event in run_aside(spool.oldest).events] == ["e1", "e2"]
+        answer = forgetting.result(PATIENCE_S)
+
+    assert (answer.status_code, answer.get_json()["removed"]["spool"]) == (200, 1)
+    assert spool.depth().events == 1
+
+
+def test_a_drain_that_takes_too_long_is_not_waited_for_by_who_forgets_a_user(settings, monkeypatch):
+    monkeypatch.setattr("app.bootstrap.SPOOL_TURN_WAIT_S", 0.0)
+    services, _, registry = build_api(settings)
+    client = create_app(settings, services, registry).test_client()
+
+    with SpoolFolder(settings.spool_dir, 1).exclusive():
+        assert client.delete("/users/ann").status_code == 503
+
+    assert client.delete("/users/ann").status_code == 200
 
 
 def test_the_breaker_and_the_spool_show_in_the_metrics(settings, postgres):

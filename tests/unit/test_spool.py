@@ -304,6 +304,32 @@ def test_a_forgotten_user_is_gone_from_what_was_kept_aside(tmp_path, spool):
     assert b"ann" not in kept and b"bob" in kept
 
 
+def test_while_it_is_drained_nobody_is_forgotten_and_nobody_waits(tmp_path, spool):
+    spool.append([event("e1", user_id="ann")])
+
+    with SpoolFolder(tmp_path, MANY_BYTES).exclusive():
+        assert spool.forget_user("ann") is None
+
+    assert spool.depth().events == 1
+    assert spool.forget_user("ann") == 1
+
+
+def test_a_new_folder_is_on_disk_as_its_events_are(tmp_path, monkeypatch):
+    synced = []
+    fsync = os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")) or fsync(file)
+    )
+    spool = SpoolFolder(tmp_path / "data" / "spool", MANY_BYTES)
+
+    spool.append([event("e1")])
+    new, synced[:] = set(synced), []
+    spool.append([event("e2")])
+
+    assert {str(tmp_path), str(tmp_path / "data"), str(tmp_path / "data" / "spool")} <= new
+    assert synced == [str(*segments(tmp_path / "data" / "spool"))]
+
+
 def test_a_spool_that_was_never_used_is_empty_and_leaves_no_folder(tmp_path):
     spool = SpoolFolder(tmp_path / "spool", MANY_BYTES)
 

@@ -24,6 +24,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from flask import Flask
+from gevent.lock import BoundedSemaphore
 from gevent.monkey import get_original
 from prometheus_client import CollectorRegistry, start_http_server
 
@@ -88,6 +89,7 @@ from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, RulesRanke
 from app.serving.refresh import Background, LiveModel, LiveSnapshot
 from app.serving.scoring import CurrentScorer
 from app.serving.suggest import Suggest
+from app.serving.turns import TakingTurns
 from app.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -114,6 +116,8 @@ SCHEMA_INTERVAL_S = 5.0
 # New objects between two garbage collections; 700 by default.
 PROJECTOR_GC_ALLOCATIONS = 200_000
 ERASURES_INTERVAL_S = 60.0
+# Enough that the others compute while one waits for Redis.
+RANKINGS_AT_ONCE = 4
 # How often it is seen whether candidates' features are to be renewed, as a part of how old they may be.
 SCORER_RENEWAL = 0.1
 # How long requests wait at most for the interpreter when a thread beside them computes.
@@ -420,7 +424,10 @@ def build_api(
         )
     rules = RulesRanker(current_snapshot, generator, settings.rules_weights)
     default = DefaultRanker(_default_catalog(settings), current_snapshot)
-    ranker = Fallback(by_model, Fallback(rules, default, metrics.fell_back), metrics.fell_back)
+    ranker = TakingTurns(
+        Fallback(by_model, Fallback(rules, default, metrics.fell_back), metrics.fell_back),
+        BoundedSemaphore(RANKINGS_AT_ONCE),
+    )
 
     def on_decision(request: SuggestRequest, slate: Slate) -> None:
         metrics.slate_served(slate)

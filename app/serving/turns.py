@@ -22,7 +22,7 @@ class TakingTurns:
     """Few slates are ranked at a time; further requests wait in the order in which they came.
 
     What is begun is then finished early and while it is still in the processor's caches. With all requests under
-    way at once, each waits for all others twice, which doubled the time of the slowest.
+    way at once, each waits for all others twice: before it asks Redis and after.
     """
 
     def __init__(self, ranker: Ranker, turns: Semaphore) -> None:

@@ -367,7 +367,7 @@ def gameday(
     table = Table(*header, title=f"{plan.rate:g} events/s, seed {seed}")
     for row in rows:
         table.add_row(*row)
-    console.print(table, width=None if console.is_terminal else PAGE_WIDTH)
+    (console if console.is_terminal else Console(width=PAGE_WIDTH)).print(table)
     if json_path is not None:
         json_path.parent.mkdir(parents=True, exist_ok=True)
         json_path.write_text(json.dumps(report.to_json(), indent=2))

@@ -67,11 +67,16 @@ def problems_of(error: ValidationError) -> list[FieldProblem]:
     return [FieldProblem(field=field_path(e["loc"])[:MAX_PATH], reason=e["msg"]) for e in errors]
 
 
-def _require_json() -> None:
+def json_bytes() -> bytes:
+    """The body of the request. Raises UnsupportedMediaType if it is not declared as JSON."""
     if not request.is_json:
         raise UnsupportedMediaType("send the body as application/json")
+    return request.get_data()
+
+
+def _require_json() -> None:
     try:
-        orjson.loads(request.get_data())
+        orjson.loads(json_bytes())
     except orjson.JSONDecodeError as not_json:
         raise BadRequest(f"the body is not JSON: {not_json}") from not_json
 

@@ -7,7 +7,6 @@ import orjson
 from flask import Response, request
 from flask_openapi import APIBlueprint, Tag
 
-from app.api.bodies import described_by, read_body
 from app.api.problems import InvalidField
 from app.api.schemas import SuggestIn, SuggestOut
 from app.domain.budget import TimeBudget
@@ -30,9 +29,7 @@ def suggest_routes(
         "overrun it is skipped in favour of the next degradation level. `Server-Timing` tells where the time went.",
         responses={200: SuggestOut},
     )
-    @described_by(SuggestIn)
-    def post_suggest() -> Response:
-        body = read_body(SuggestIn)
+    def post_suggest(body: SuggestIn) -> Response:
         if body.limit > max_limit:
             raise InvalidField("limit", f"Input should be less than or equal to {max_limit}")
         budget = TimeBudget(min(_asked_deadline_ms(), deadline_ms) / 1_000)

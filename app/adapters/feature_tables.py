@@ -234,6 +234,8 @@ class FeatureTables:
         """The share of the slots that this process may fold; None while another one is the only projector."""
         with self._database.detached_session() as connection:
             yield SlotLeases(connection) if try_lock(connection, PROJECTOR_LOCK, "_shared") else None
+            # PostgreSQL takes its time to notice that a connection has ended; who balances next need not wait for it.
+            connection.execute(text("SELECT pg_advisory_unlock_all()"))
 
     def prepare(self) -> None:
         """Makes the partitions of the coming months."""

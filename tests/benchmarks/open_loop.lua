@@ -102,12 +102,16 @@ end
 
 function done(summary)
   local thread = threads[1]
-  local ascending, unanswered = thread:get("latencies_ms"), 0
+  local ascending, unanswered, under_way = thread:get("latencies_ms"), 0, 0
   local last_s = thread:get("stopped_s")
   -- What was under way when the load was stopped before its end has not failed.
   local was_stopped = thread:get("sent") < thread:get("total")
   for _, due_s in pairs(thread:get("pending_due")) do
-    if not was_stopped or due_s < last_s - GRACE_S then unanswered = unanswered + 1 end
+    if not was_stopped or due_s < last_s - GRACE_S then
+      unanswered = unanswered + 1
+    else
+      under_way = under_way + 1
+    end
   end
   local over_deadline = 0
   for _, latency_ms in ipairs(ascending) do
@@ -117,7 +121,7 @@ function done(summary)
   local percentiles = {}
   for _, percent in ipairs({50, 90, 99, 99.9}) do percentiles["p" .. percent] = percentile(ascending, percent) end
   io.write("RESULT ", object({
-    due = thread:get("sent"),
+    due = thread:get("sent") - under_way,
     answers = #ascending,
     errors = unanswered + summary.errors.connect,
     seconds = string.format("%.6f", last_s - thread:get("begin_s")),

@@ -6,6 +6,7 @@ Feast and XGBoost take seconds to import, so what needs them is imported where i
 import atexit
 import gc
 import logging
+import random
 import sys
 import threading
 import time
@@ -81,6 +82,7 @@ from app.features.ports import Model
 from app.features.snapshot import Snapshot
 from app.life.forget import ForgetUser
 from app.life.maintain import Done, Retention, maintain
+from app.serving.audit import FeatureSampling
 from app.serving.cache import CachedRanker
 from app.serving.candidates import CandidateGenerator
 from app.serving.decisions import DecisionQueue
@@ -410,6 +412,7 @@ def build_api(
         RedisOnlineReader(online_store, FEAST_PROJECT),
         generator,
         scorer,
+        FeatureSampling(settings.decision_features_share, random.random),
     )
     slates: RedisSlateStore | None = None
     if settings.suggest_cache_ttl_s > 0:

@@ -59,7 +59,8 @@ def run_demo(once: bool) -> None:
         _run("feast", "apply")
         _run("feast", "materialize-incremental", f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S}")
         _run("train")
-        _run("models", "promote", "latest")
+        # The demo shows a model at work, also one that the gate would not let serve.
+        _run("models", "promote", "latest", "--force", "--reason", "the demo")
         # The addresses of the embedded servers are known now.
         settings = load_settings()
         with _service(settings) as service:

@@ -240,6 +240,13 @@ class Settings(BaseSettings):
         ge=1,
         description="Decisions that may wait to be logged; further ones are dropped and counted.",
     )
+    decision_features_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        description="Share of the decisions by the model that are logged with the features that it read, for "
+        "`propositions skew` to compare with what training would have read. 0: none.",
+    )
     project_poll_s: float = Field(
         0.2, gt=0, description="Seconds between looks for new events when following."
     )

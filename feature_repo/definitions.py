@@ -5,7 +5,9 @@ A crossed entity has one key: both ids, joined by the ASCII unit separator (U+00
 A view of counters holds one array per event type, with a number per half-life, decayed to `as_of_s`.
 Its tag `prior` names the view whose rates it shrinks towards where it has little data. The tag `kind`
 of a field says how it becomes model input: `number` (the default for numbers), `category` (the default
-for text), `time` (seconds since the epoch, read as an age) or `ids` (of propositions; no model input).
+for text), `time` (seconds since the epoch, read as an age), `ids` (of propositions; no model input), `history`
+(lists of what a user was shown and what came of it, which are compared with each candidate), `traits` (texts that
+propositions share), or `number_names` and `number_values` (numbers that only some propositions have).
 """
 
 from datetime import timedelta
@@ -83,8 +85,23 @@ proposition_catalog = FeatureView(
         Field(name="category", dtype=String),
         Field(name="value", dtype=Float64),
         Field(name="created_at_s", dtype=Float64, tags={"kind": "time"}),
+        Field(name="traits", dtype=Array(String), tags={"kind": "traits"}),
+        Field(name="number_names", dtype=Array(String), tags={"kind": "number_names"}),
+        Field(name="number_values", dtype=Array(Float64), tags={"kind": "number_values"}),
     ],
     source=_source("proposition_catalog"),
+)
+user_history = FeatureView(
+    name="user_history",
+    entities=[user],
+    ttl=COUNTERS_TTL,
+    schema=[
+        Field(name="propositions", dtype=Array(String), tags={"kind": "history"}),
+        Field(name="impressions", dtype=Array(Float64), tags={"kind": "history"}),
+        Field(name="clicks", dtype=Array(Float64), tags={"kind": "history"}),
+    ],
+    source=_source("user_history"),
+    description="What the user was shown and clicked lately: at most 100 propositions, the newest first.",
 )
 # For finding candidates; no input of the model.
 user_recent = FeatureView(
@@ -108,6 +125,7 @@ ranker_v1 = FeatureService(
     features=[
         user_profile,
         user_activity,
+        user_history,
         proposition_catalog,
         proposition_performance,
         context_activity,

@@ -8,7 +8,8 @@ from app.adapters.event_log import PostgresEventLog
 from app.bootstrap import open_import
 from app.domain.errors import StoreUnavailable
 from app.features.covisits import CovisitRules
-from app.features.fold import COUNTER_VIEWS, KEY_COLUMNS
+from app.features.fold import COUNTER_VIEWS, KEY_COLUMNS, Counters
+from app.features.history import UserHistory
 from app.features.recent import Recents
 from tests.builders import CONTEXT_FIELDS, DAY_S, event, proposition, query
 
@@ -75,6 +76,11 @@ def feature_rows(settings) -> dict[str, list[tuple]]:
             )
             for entity, table in COUNTER_VIEWS.items()
         },
+        "user_history": query(
+            settings,
+            "SELECT user_id, propositions, impressions, clicks, event_timestamp FROM user_history"
+            " ORDER BY 1, event_timestamp",
+        ),
         "user_recent": query(
             settings,
             "SELECT user_id, propositions, counted_at_s, event_timestamp FROM user_recent"
@@ -97,6 +103,12 @@ def latest_online(settings) -> dict:
             " ORDER BY user_id, event_timestamp DESC",
         )
     }
+    for user_id, *lists in query(
+        settings,
+        "SELECT DISTINCT ON (user_id) user_id, propositions, impressions, clicks FROM user_history"
+        " ORDER BY user_id, event_timestamp DESC",
+    ):
+        rows["user_history", user_id] = UserHistory(*map(tuple, lists))
     for entity, table in COUNTER_VIEWS.items():
         for key, *counts in query(
             settings,
@@ -111,5 +123,7 @@ def assert_online_is_current(settings, online):
     expected = latest_online(settings)
     assert online.rows.keys() == expected.keys()
     for key, state in online.rows.items():
-        online_value = state.proposition_ids if isinstance(state, Recents) else state.counts
-        assert np.array_equal(online_value, expected[key])
+        if isinstance(state, Counters):
+            assert np.array_equal(state.counts, expected[key])
+        else:
+            assert expected[key] == (state.proposition_ids if isinstance(state, Recents) else state)

@@ -1,7 +1,12 @@
-"""The training commands of `propositions`."""
+"""The commands of `propositions` that make and measure models."""
 
+import json
+import math
+import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -11,74 +16,190 @@ from app.settings import load_settings
 
 console = Console(highlight=False, soft_wrap=True)
 
-models = typer.Typer(help="List, promote and roll back models.", no_args_is_help=True)
+Seed = Annotated[
+    int, typer.Option(help="Two runs on the same data with one seed give one model and one report.")
+]
+Trials = Annotated[int, typer.Option(min=0, help="Sets of parameters to try; 0 takes the defaults.")]
+Minutes = Annotated[
+    float,
+    typer.Option(min=0.0, help="The search ends after so long; what it finds then depends on the machine."),
+]
+Engine = Annotated[str, typer.Option(help="local, or dask: on many machines.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a Dask scheduler, as in tcp://scheduler:8786; without it a cluster on this machine."
+    ),
+]
+Folder = Annotated[
+    Path | None,
+    typer.Option(
+        exists=True,
+        file_okay=False,
+        help="A data set of `propositions dataset build` instead of the database.",
+    ),
+]
+Embargo = Annotated[
+    float, typer.Option(min=0.0, help="Seconds between the parts of the data, for labels that come late.")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write all figures there.")]
+Html = Annotated[Path | None, typer.Option("--html", help="Write a report with plots there.")]
+
+GATE_REFUSED = 2
 
 
 def train(
-    seed: Annotated[int, typer.Option(help="Two runs on the same data with one seed give one model.")] = 7,
+    seed: Seed = 7,
+    trials: Trials = 0,
+    minutes: Minutes = math.inf,
+    engine: Engine = "local",
+    address: Address = None,
+    dataset: Folder = None,
+    embargo_s: Embargo = 0.0,
+    json_: Json = None,
+    html: Html = None,
 ) -> None:
-    """Train a ranker on the recorded slates and report how it does on later ones."""
-    from app.adapters.database import service_database
-    from training.registry import ModelTable
-    from training.run import train_model
-
-    settings = load_settings()
-    trained = train_model(settings, datetime.now(UTC), seed, lambda step: console.print(f"{step} ..."))
-    database = service_database(settings)
-    ModelTable(database).add(trained.version, trained.manifest)
-    _print_report(trained.report)
+    """Train a ranker on the recorded slates, report how it does on later ones, and let the gate judge it."""
+    trained = _train(seed, trials, minutes, engine, address, dataset, embargo_s)
+    _write(trained, json_, html)
+    version = trained.version
     console.print(
-        f"model {trained.version} is in {settings.model_dir}; "
-        f"serve it with `propositions models promote {trained.version}`"
+        f"model {version} is in {load_settings().model_dir}; "
+        f"serve it with `propositions models promote {version}`"
     )
 
 
-def _print_report(report) -> None:
-    from training.evaluate import METRICS
-    from training.run import MODEL
-
-    table = Table(title=f"{report.slate_count:,} later slates, mean and 95 % interval")
-    for column in ("ranker", *METRICS, f"{MODEL} gains, ndcg@10"):
-        table.add_column(column)
-    for name, metrics in report.rankers.items():
-        gain = report.paired.get(name)
-        table.add_row(
-            name,
-            *(f"{metrics[m].mean:.4f} [{metrics[m].low:.4f}, {metrics[m].high:.4f}]" for m in METRICS),
-            "" if gain is None else "{0.mean:+.4f} [{0.low:+.4f}, {0.high:+.4f}]".format(gain["ndcg@10"]),
-        )
-    console.print(table)
-
-
-@models.command("list")
-def list_models() -> None:
-    """Show the versions on this machine; the one that serves is marked."""
-    from app.adapters.model_store import ModelStore
-
-    settings = load_settings()
-    store = ModelStore(settings.model_dir, settings.half_lives_s)
-    active = store.active()
-    for version in store.versions():
-        ndcg = store.manifest(version)["metrics"]["rankers"]["xgboost"]["ndcg@10"]["mean"]
-        mark = "  serves" if active and active.version == version else ""
-        console.print(f"{version}  ndcg@10 {ndcg:.4f}{mark}")
-    if not store.versions():
-        console.print("no models yet: run `propositions train`")
-
-
-@models.command()
-def promote(
-    version: Annotated[str, typer.Argument(help="A version of `propositions models list`, or `latest`.")],
+def retrain(
+    seed: Seed = 7,
+    trials: Trials = 20,
+    minutes: Minutes = 10.0,
+    engine: Engine = "local",
+    address: Address = None,
+    embargo_s: Embargo = 0.0,
+    json_: Json = None,
+    html: Html = None,
 ) -> None:
-    """Let a version serve. It is checked first: a damaged or unfitting model is refused."""
+    """Build, tune, train, evaluate, and promote what passes the gate: one command for a schedule.
+
+    Exits with 0 if the new model serves, with 2 if the gate kept the present one, with 1 if anything failed.
+    """
     from training.registry import open_promotions
 
-    console.print(f"model {open_promotions(load_settings()).promote(version)} serves")
+    trained = _train(seed, trials, minutes, engine, address, None, embargo_s)
+    _write(trained, json_, html)
+    if not trained.verdict.is_passed:
+        console.print(f"the gate refuses model {trained.version}: the present one goes on serving")
+        sys.exit(GATE_REFUSED)
+    open_promotions(load_settings()).promote(trained.version, actor="retrain")
+    console.print(f"model {trained.version} serves")
 
 
-@models.command()
-def rollback() -> None:
-    """Let the version serve that served before the present one."""
-    from training.registry import open_promotions
+def evaluate(
+    version: Annotated[
+        str, typer.Argument(help="A version of `propositions models list`; `serving` is the one that serves.")
+    ] = "serving",
+    format_: Annotated[
+        str | None,
+        typer.Option(
+            "--format", help="Of a foreign file to evaluate on instead: metarank, native or movielens."
+        ),
+    ] = None,
+    events: Annotated[Path | None, typer.Option(exists=True, help="The foreign file.")] = None,
+    split_at: Annotated[
+        float | None,
+        typer.Option(
+            help="Train on slates before this moment, test on the others: milliseconds since the epoch."
+        ),
+    ] = None,
+    seed: Seed = 7,
+    trials: Trials = 0,
+    minutes: Minutes = math.inf,
+    json_: Json = None,
+    html: Html = None,
+) -> None:
+    """Measure a model on slates later than it was trained on; or train and measure one on a foreign file.
 
-    console.print(f"model {open_promotions(load_settings()).roll_back()} serves again")
+    For a foreign file everything happens in a scratch database, from import to report, and nothing of it is left.
+    """
+    from training import assessment
+
+    if (format_ is None) != (events is None):
+        raise typer.BadParameter("--format and --events belong together")
+    if events is None:
+        measured = assessment.of_version(load_settings(), version, seed)
+    else:
+        measured = assessment.of_file(
+            events,
+            format_,
+            None if split_at is None else split_at / 1_000.0,
+            _choices(seed, trials, minutes, "local", None),
+            _say,
+        )
+    _write(measured, json_, html)
+
+
+def _train(
+    seed: int,
+    trials: int,
+    minutes: float,
+    engine: str,
+    address: str | None,
+    dataset: Path | None,
+    embargo_s: float,
+):
+    from training.run import TrainingData, build, open_folder, time_split, train_model
+
+    settings, choices = load_settings(), _choices(seed, trials, minutes, engine, address)
+    if dataset is None:
+        _say("joining point-in-time features")
+        schema, slates = build(settings)
+        data = TrainingData.of(time_split(slates, embargo_s))
+    else:
+        schema, data = open_folder(settings, dataset, embargo_s)
+    return train_model(settings, schema, data, datetime.now(UTC), choices, _say)
+
+
+def _choices(seed: int, trials: int, minutes: float, engine: str, address: str | None):
+    from training.run import Choices
+    from training.tune import Limits
+
+    if engine not in ("local", "dask"):
+        raise typer.BadParameter("must be local or dask", param_hint="--engine")
+    return Choices(
+        seed=seed,
+        limits=Limits(trials, 60.0 * minutes) if trials else None,
+        engine=engine,
+        address=address,
+    )
+
+
+def _say(step: str) -> None:
+    console.print(f"{step} ...")
+
+
+def _write(measured: Any, json_path: Path | None, html_path: Path | None) -> None:
+    """Prints what was measured, and writes it where that is asked for."""
+    from training.report import print_report, render_html
+
+    print_report(measured.report, console)
+    if measured.facts.checks:
+        _print_checks(measured.facts.checks)
+    contents: list[tuple[Path | None, Callable[[], str]]] = [
+        (json_path, lambda: json.dumps(measured.report.to_json(), indent=2, sort_keys=True) + "\n"),
+        (html_path, lambda: render_html(measured.report, measured.facts)),
+    ]
+    for path, content in contents:
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content())
+            console.print(f"wrote {path}")
+
+
+def _print_checks(checks) -> None:
+    table = Table("check", "outcome", "measured", "required", title="Gate")
+    for check in checks:
+        table.add_row(check.name, check.outcome, check.measured, check.required)
+    console.print(table)
+    for check in checks:
+        if check.outcome != "passed":
+            console.print(f"{check.name}: {check.reason}")

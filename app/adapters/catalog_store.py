@@ -69,8 +69,11 @@ PROPOSITIONS = EntityTable(
     },
     reset=("deleted_at",),
     history="""
-        INSERT INTO proposition_catalog (proposition_id, category, value, created_at_s, event_timestamp)
-        SELECT proposition_id, category, value, extract(epoch FROM created_at)::float8, updated_at
+        INSERT INTO proposition_catalog (
+            proposition_id, category, value, created_at_s, traits, number_names, number_values, event_timestamp)
+        SELECT proposition_id, category, value, extract(epoch FROM created_at)::float8,
+               proposition_traits(tags, attributes), proposition_number_names(attributes),
+               proposition_number_values(attributes), updated_at
         FROM merged""",
     head="catalog",
     to_entity=lambda tags, **fields: Proposition(tags=tuple(tags), **fields),

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import orjson
 from sqlalchemy import Connection, text
 
 from app.adapters.database import Database
 from app.adapters.forgotten_users import ForgottenUsers
-from app.domain.types import Slate, SuggestRequest
+from app.domain.types import Slate, SlateFeatures, SuggestRequest
 
 _INSERT = text("""
     INSERT INTO decisions
@@ -33,7 +34,8 @@ class PostgresDecisionLog:
             if connection.execute(_HOLD_HEAD).scalar_one():
                 decisions = self._of_known_users(connection, decisions)
             records = [_record(request, slate) for request, slate in decisions]
-            connection.execute(_INSERT, {"decisions": orjson.dumps(records).decode()})
+            content = orjson.dumps(records, option=orjson.OPT_SERIALIZE_NUMPY)
+            connection.execute(_INSERT, {"decisions": content.decode()})
 
     def _of_known_users(self, connection: Connection, decisions: Sequence[_Decision]) -> list[_Decision]:
         """Without those from before their user was forgotten."""
@@ -63,4 +65,17 @@ def _record(request: SuggestRequest, slate: Slate) -> dict:
             for r in slate.propositions
         ],
         "is_cached": slate.is_cached,
+        "features": _features(slate),
+    }
+
+
+def _features(slate: Slate) -> dict | None:
+    """The model's input as JSON, NaN as null; None unless it was computed."""
+    features = slate.features
+    if not isinstance(features, SlateFeatures):
+        return None
+    return {
+        "columns": features.columns,
+        "rows": np.ascontiguousarray(features.rows),
+        "candidates_as_of_s": features.candidates_as_of_s,
     }

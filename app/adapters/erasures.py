@@ -14,9 +14,10 @@ from app.adapters.forgotten_users import ForgottenUsers
 from app.domain.context import KEY_SEPARATOR
 from app.domain.ports import Erasure
 
-_OF_USER = ("users", "user_profile", "user_activity", "user_recent", "decisions")
+_FOLDED = ("user_activity", "user_history", "user_recent")
+_OF_USER = ("users", "user_profile", *_FOLDED, "decisions")
 _AFFINITY = "user_category_affinity"
-_REBUILT = ("user_activity", "user_recent", _AFFINITY)
+_REBUILT = (*_FOLDED, _AFFINITY)
 
 # Later than any event.
 _END = datetime.max.replace(tzinfo=UTC)

@@ -50,6 +50,8 @@ class _Fields:
 
     def bytes(self) -> pa.LargeBinaryArray:
         """The fields as they stand; empty for null."""
+        if not len(self.starts):
+            return pa.array([], pa.large_binary())
         bounds = np.column_stack((self.starts, self.ends)).ravel()
         # The fields and what lies between them, by turns.
         pieces = pa.Array.from_buffers(

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 
 import numpy as np
 import psycopg
@@ -20,7 +21,8 @@ from app.adapters.redis_wire import open_wire
 from app.adapters.suggestion_cache import RedisSlateStore
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.features.fold import COUNTER_VIEWS, FOLDED_VIEWS, Counters, FeatureRow
-from app.features.recent import RECENT_FIELD, Recents
+from app.features.history import HISTORY_FIELDS, HISTORY_VIEW, UserHistory
+from app.features.recent import RECENT_FIELD, RECENT_VIEW, Recents
 from app.features.schema import (
     AS_OF_FIELD,
     COUNTER_FIELDS,
@@ -231,11 +233,11 @@ class OnlineFeatureWriter:
 def _online_batch(view: FeatureView, rows: Sequence[FeatureRow]) -> pa.RecordBatch:
     (join_key,) = view.join_keys
     states = [row.state for row in rows]
-    columns = _counter_columns(states) if isinstance(states[0], Counters) else _recent_columns(states)
+    to_columns = _OTHER_COLUMNS.get(view.name, _counter_columns)
     return pa.RecordBatch.from_pydict(
         {
             join_key: pa.array([row.key for row in rows], pa.string()),
-            **columns,
+            **to_columns(states),
             view.batch_source.timestamp_field: pa.array([row.valid_from for row in rows], pa.timestamp("us")),
         }
     )
@@ -254,3 +256,15 @@ def _counter_columns(states: Sequence[Counters]) -> dict[str, pa.Array]:
 def _recent_columns(states: Sequence[Recents]) -> dict[str, pa.Array]:
     ids = [list(state.proposition_ids) for state in states]
     return {RECENT_FIELD: pa.array(ids, pa.list_(pa.string()))}
+
+
+def _history_columns(states: Sequence[UserHistory]) -> dict[str, pa.Array]:
+    ids = pa.array([state.proposition_ids for state in states], pa.list_(pa.string()))
+    impressions, clicks = (
+        pa.array([counts(state) for state in states], pa.list_(pa.float64()))
+        for counts in (attrgetter("impressions"), attrgetter("clicks"))
+    )
+    return dict(zip(HISTORY_FIELDS, (ids, impressions, clicks), strict=True))
+
+
+_OTHER_COLUMNS = {RECENT_VIEW: _recent_columns, HISTORY_VIEW: _history_columns}

@@ -35,6 +35,7 @@ from app.features.fold import (
     States,
     rows_by_view,
 )
+from app.features.history import HISTORY_FIELDS, HISTORY_VIEW, UserHistory
 from app.features.recent import RECENT_FIELD, RECENT_VIEW, Recents
 from app.features.schema import AS_OF_FIELD, COUNTER_FIELDS, EntityName
 from app.features.slots import ALL_SLOTS, Progress
@@ -69,6 +70,14 @@ def _recent_columns(states: Sequence[Recents]) -> list[Column]:
     ]
 
 
+def _history_columns(states: Sequence[UserHistory]) -> list[Column]:
+    return [
+        text_arrays([state.proposition_ids for state in states]),
+        float8_arrays([state.impressions for state in states]),
+        float8_arrays([state.clicks for state in states]),
+    ]
+
+
 _COUNTERS = _Layout(
     columns=(*COUNTER_FIELDS, AS_OF_FIELD),
     to_columns=_counter_columns,
@@ -79,10 +88,16 @@ _RECENTS = _Layout(
     to_columns=_recent_columns,
     from_values=lambda values: Recents(*map(tuple, values)),
 )
+_HISTORIES = _Layout(
+    columns=HISTORY_FIELDS,
+    to_columns=_history_columns,
+    from_values=lambda values: UserHistory(*map(tuple, values)),
+)
+_OTHER_LAYOUTS = {RECENT_VIEW: _RECENTS, HISTORY_VIEW: _HISTORIES}
 
 
 def _layout(view: str) -> _Layout:
-    return _RECENTS if view == RECENT_VIEW else _COUNTERS
+    return _OTHER_LAYOUTS.get(view, _COUNTERS)
 
 
 # All that the projector fills, and a rebuild makes anew.
@@ -208,7 +223,7 @@ class ProjectionBatch:
         self._connection.execute(
             text("""
                 UPDATE projection
-                SET generation = gen_random_uuid(), needs_rebuild = states_version <> :states_version"""),
+                SET generation = gen_random_uuid(), needs_rebuild = state_changes <> :states_version"""),
             {"states_version": states_version},
         )
 
@@ -338,7 +353,7 @@ def hold_projection(connection: Connection) -> None:
 
 
 # With the projection held: what processes remember of states, and an unfinished rebuild, no longer count.
-FORGET_STATES = text("UPDATE projection SET states_version = states_version + 1")
+FORGET_STATES = text("UPDATE projection SET state_changes = state_changes + 1")
 
 # The views of what is entered and not folded, and the heads that tell of their changes.
 _FACT_HEADS = {"user_profile": "users", "proposition_catalog": "catalog"}
@@ -349,7 +364,7 @@ def _progress(
     connection: Connection, slots: Collection[int], lock: str = "", slots_lock: str = ""
 ) -> Progress:
     generation, needs_rebuild, states_version = connection.execute(
-        text(f"SELECT generation::text, needs_rebuild, states_version FROM projection {lock}")
+        text(f"SELECT generation::text, needs_rebuild, state_changes FROM projection {lock}")
     ).one()
     marks = connection.execute(
         text(f"""

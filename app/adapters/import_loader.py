@@ -212,7 +212,11 @@ class ImportLoader:
             self._connection.execute(text("SELECT FROM log_heads WHERE name = 'users' FOR UPDATE"))
             for table, key, columns in (
                 ("user_profile", "user_id", "age_years, gender, segment"),
-                ("proposition_catalog", "proposition_id", "category, value, created_at_s"),
+                (
+                    "proposition_catalog",
+                    "proposition_id",
+                    "category, value, created_at_s, traits, number_names, number_values",
+                ),
             ):
                 self._connection.execute(
                     text(f"""

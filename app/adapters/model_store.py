@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from app.features.schema import FeatureSchema
 
 MANIFEST = "manifest.json"
 RANKER = "ranker.ubj"
+BASELINE = "baseline.pkl"
 _POINTER = "active.json"
 
 
@@ -49,8 +51,10 @@ class ModelStore:
                 f"model {version} has no readable manifest in {self.folder(version)}"
             ) from error
 
-    def write(self, version: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> None:
-        """Stores a version. The folder appears at once and complete.
+    def write(self, version: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> dict[str, Any]:
+        """Stores a version, and returns its manifest with the hashes of the files.
+
+        The folder appears at once and complete, and its files are read-only.
 
         Raises:
             FileExistsError: versions are immutable.
@@ -59,11 +63,13 @@ class ModelStore:
             raise FileExistsError(f"model {version} exists")
         draft = self._root / f".{version}.{os.getpid()}"
         draft.mkdir(parents=True)
-        for name, content in files.items():
-            (draft / name).write_bytes(content)
         hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-        (draft / MANIFEST).write_text(json.dumps({**manifest, "files_sha256": hashes}, indent=2))
+        complete = json.dumps({**manifest, "files_sha256": hashes}, indent=2)
+        for name, content in {**files, MANIFEST: complete.encode()}.items():
+            (draft / name).write_bytes(content)
+            (draft / name).chmod(0o444)
         draft.rename(self.folder(version))
+        return json.loads(complete)
 
     def load(self, version: str, schema: FeatureSchema) -> Model:
         """The model of a version, ready to score rows of `schema`.
@@ -98,6 +104,30 @@ class ModelStore:
                 "train again"
             )
         return spec, self._verified(version, RANKER, hashes)
+
+    def load_baseline(self, version: str) -> Any:
+        """The baseline of a version, as it was pickled. Unpickling runs what the file says, so its hash is checked before.
+
+        Raises:
+            ModelRefused: the file is missing or not the one that was written with the manifest.
+        """
+        return pickle.loads(self._verified(version, BASELINE, self._hashes(version)))
+
+    def verify(self, version: str) -> None:
+        """Checks every file that the manifest names.
+
+        Raises:
+            ModelRefused: a file is missing or changed.
+        """
+        hashes = self._hashes(version)
+        for name in hashes:
+            self._verified(version, name, hashes)
+
+    def _hashes(self, version: str) -> dict[str, str]:
+        try:
+            return dict(self.manifest(version)["files_sha256"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ModelRefused(f"the manifest of model {version} is damaged: {error!r}") from error
 
     def _verified(self, version: str, name: str, hashes: Mapping[str, str]) -> bytes:
         try:

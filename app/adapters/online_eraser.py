@@ -12,6 +12,7 @@ from app.adapters.redis_client import REDIS_ERRORS, ClusterClient
 from app.adapters.suggestion_cache import slates_key
 from app.domain.errors import StoreUnavailable
 from app.features.fold import COUNTER_VIEWS, KEY_COLUMNS
+from app.features.history import HISTORY_FIELDS, HISTORY_VIEW
 from app.features.recent import RECENT_FIELD, RECENT_VIEW
 from app.features.schema import AS_OF_FIELD, COUNTER_FIELDS, EntityName
 
@@ -21,6 +22,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # entered (profiles), whatever the feature repo declares of it.
 _FOLDED = {
     **dict.fromkeys(COUNTER_VIEWS.values(), (*COUNTER_FIELDS, AS_OF_FIELD)),
+    HISTORY_VIEW: HISTORY_FIELDS,
     RECENT_VIEW: (RECENT_FIELD,),
 }
 _FOLDED_ROWS = {timestamp_field(view) for view in _FOLDED}

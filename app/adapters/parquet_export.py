@@ -25,6 +25,7 @@ from app.adapters.forgotten_users import ForgottenUsers
 from app.domain.context import KEY_SEPARATOR
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.features.fold import BEGINNING, COUNTER_VIEWS, KEY_COLUMNS
+from app.features.history import HISTORY_FIELDS, HISTORY_VIEW
 from app.features.schema import AS_OF_FIELD, COUNTER_FIELDS, EntityName
 
 # Rows in memory at a time, and in a row group.
@@ -33,6 +34,7 @@ _METADATA = b"propositions"
 _FILE = "part-0.parquet"
 
 _TIME = pa.timestamp("us", tz="UTC")
+_TEXTS, _NUMBERS = pa.list_(pa.string()), pa.list_(pa.float64())
 _JSON = pa.field("json", pa.string(), metadata={"kind": "json"})
 
 
@@ -68,7 +70,7 @@ def _features(name: str, key: str, **types: pa.DataType) -> ExportTable:
     )
 
 
-_COUNTERS = {**dict.fromkeys(COUNTER_FIELDS, pa.list_(pa.float64())), AS_OF_FIELD: pa.float64()}
+_COUNTERS = {**dict.fromkeys(COUNTER_FIELDS, _NUMBERS), AS_OF_FIELD: pa.float64()}
 
 TABLES = (
     ExportTable(
@@ -111,6 +113,7 @@ TABLES = (
             candidate_count=pa.int32(),
             slate=_JSON,
             is_cached=pa.bool_(),
+            features=_JSON,
         ),
         user_column="user_id",
     ),
@@ -121,12 +124,20 @@ TABLES = (
         category=pa.string(),
         value=pa.float64(),
         created_at_s=pa.float64(),
+        traits=_TEXTS,
+        number_names=_TEXTS,
+        number_values=_NUMBERS,
+    ),
+    _features(
+        HISTORY_VIEW,
+        KEY_COLUMNS[EntityName.USER],
+        **dict(zip(HISTORY_FIELDS, (_TEXTS, _NUMBERS, _NUMBERS), strict=True)),
     ),
     _features(
         "user_recent",
         KEY_COLUMNS[EntityName.USER],
-        propositions=pa.list_(pa.string()),
-        counted_at_s=pa.list_(pa.float64()),
+        propositions=_TEXTS,
+        counted_at_s=_NUMBERS,
     ),
     *(_features(view, KEY_COLUMNS[entity], **_COUNTERS) for entity, view in COUNTER_VIEWS.items()),
 )

@@ -21,6 +21,7 @@ from app.features.candidate_lists import CandidateLists, GroupedList
 from app.features.catalog import ARRAY_COLUMNS, RAGGED_COLUMNS, Catalog
 from app.features.columns import RaggedColumn
 from app.features.fold import BEGINNING
+from app.features.rows import NUMBER_PREFIX
 from app.features.schema import EntityName
 from app.features.snapshot import (
     MAX_NEIGHBOURS,
@@ -36,6 +37,8 @@ from app.features.snapshot import (
 )
 
 log = logging.getLogger(__name__)
+
+_TRAITS = "traits"
 
 # Rows read at a time: enough to share the cost of growing the columns, few enough for a flat memory.
 _BATCH_ROWS = 50_000
@@ -63,7 +66,10 @@ _ATTRIBUTES = text("""
 _NEIGHBOURS = text(f"""
     SELECT proposition_id, neighbour_ids[1:{MAX_NEIGHBOURS}] FROM proposition_neighbours
     WHERE updated_at > :after""")
-_BOOKKEEPING = {"proposition_id", "event_timestamp", "created_timestamp"}
+_NO_ATTRIBUTES = {
+    *("proposition_id", "event_timestamp", "created_timestamp"),
+    *("traits", "number_names", "number_values"),
+}
 
 
 class SnapshotSource:
@@ -103,7 +109,10 @@ def _changes(
             has_unknown |= bool((known.positions_of([p.proposition_id for p in propositions]) < 0).any())
             yield SnapshotChanges(propositions=propositions)
         for rows in _batches(connection.execute(_ATTRIBUTES, after).mappings()):
-            yield SnapshotChanges(attributes={row["proposition_id"]: _attributes(row) for row in rows})
+            yield SnapshotChanges(
+                attributes={row["proposition_id"]: _attributes(row) for row in rows},
+                traits={row["proposition_id"]: row["traits"] or () for row in rows},
+            )
     # Of propositions that were not known yet, the older counters and neighbours are wanted, too.
     after = None if has_unknown else old.counters_at
     for name, entity in (
@@ -123,7 +132,11 @@ def _batches(rows: Iterable) -> Iterator[list]:
 
 
 def _attributes(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in _BOOKKEEPING}
+    numbers = zip(row["number_names"] or (), row["number_values"] or (), strict=True)
+    return {
+        **{name: value for name, value in row.items() if name not in _NO_ATTRIBUTES},
+        **{NUMBER_PREFIX + name: value for name, value in numbers},
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,8 +246,8 @@ def _columns(snapshot: Snapshot) -> dict[str, np.ndarray]:
     """Every array of a snapshot by name."""
     catalog, contexts, lists = snapshot.catalog, snapshot.contexts, snapshot.lists
     columns = {f"catalog.{name}": getattr(catalog, name) for name in ARRAY_COLUMNS}
-    for name in RAGGED_COLUMNS:
-        ragged: RaggedColumn = getattr(catalog, name)
+    ragged_columns: dict[str, RaggedColumn] = {name: getattr(catalog, name) for name in RAGGED_COLUMNS}
+    for name, ragged in {**ragged_columns, _TRAITS: snapshot.trait_codes}.items():
         columns |= {f"{name}.starts": ragged.starts, f"{name}.lengths": ragged.lengths}
         columns |= {f"{name}.block.{number}": block for number, block in enumerate(ragged.blocks)}
     for name, column in snapshot.attributes.items():
@@ -270,6 +283,7 @@ def _header(snapshot: Snapshot) -> dict[str, Any]:
         "contexts": snapshot.contexts.contexts,
         "category_names": snapshot.catalog.category_names,
         "tag_names": snapshot.catalog.tag_names,
+        "trait_names": snapshot.trait_names,
         "texts": {
             name: column.names.tolist()
             for name, column in snapshot.attributes.items()
@@ -296,6 +310,8 @@ def _snapshot(columns: Mapping[str, np.ndarray], header: Mapping[str, Any]) -> S
             name: TextColumn(np.array(texts[name]), column) if name in texts else column
             for name, column in _under("attribute.", columns)
         },
+        trait_codes=_ragged(columns, _TRAITS),
+        trait_names=tuple(header["trait_names"]),
         performance=CounterColumn(columns["performance.counts"], columns["performance.as_of_s"]),
         contexts=ContextCounters(
             tuple(header["contexts"]),

@@ -1,10 +1,12 @@
 """The nouns of the service. Times are timezone-aware; ids are strings."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Any
+
+import numpy as np
 
 
 class EventType(StrEnum):
@@ -135,9 +137,25 @@ class RankedProposition:
     details: bytes
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SlateFeatures:
+    """What a model read of the propositions of a slate: `rows` float32 (propositions, columns), in the slate's order.
+
+    What belongs to the candidates themselves is as of `candidates_as_of_s`, in seconds since the epoch, all else as of
+    the decision.
+    """
+
+    columns: tuple[str, ...]
+    rows: np.ndarray
+    candidates_as_of_s: float
+
+
 @dataclass(frozen=True, slots=True)
 class Slate:
-    """The ordered answer to one request, and how honest it can be about itself."""
+    """The ordered answer to one request, and how honest it can be about itself.
+
+    `features` of the few slates that are audited, or what computes them when there is time.
+    """
 
     request_id: str
     decided_at: datetime
@@ -148,3 +166,4 @@ class Slate:
     feature_states: Mapping[str, FeatureState]
     candidate_count: int
     is_cached: bool = False
+    features: SlateFeatures | Callable[[], SlateFeatures] | None = field(default=None, compare=False)

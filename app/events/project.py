@@ -20,7 +20,9 @@ from app.features.fold import (
     FeatureRow,
     States,
     counter_keys,
-    fold_events,
+    fold_counters,
+    fold_histories,
+    history_keys,
     latest_rows,
 )
 from app.features.recent import is_positive, recent_keys
@@ -75,15 +77,17 @@ class StateCache:
 
 
 class FoldCache:
-    """What the fold knows of recent entities. The neighbours of a proposition weigh some kilobytes."""
+    """What the fold knows of recent entities. A history, or the neighbours of a proposition, weighs some kilobytes."""
 
     def __init__(self) -> None:
         self.states = StateCache(max_entries=500_000)
+        self.histories = StateCache(max_entries=50_000)
         self.neighbours = StateCache(max_entries=50_000)
         self._left: Progress | None = None
 
     def forget(self) -> None:
         self.states.forget()
+        self.histories.forget()
         self.neighbours.forget()
         self._left = None
 
@@ -275,10 +279,12 @@ class Projector:
         }
         touched |= recent_keys(positives)
         states = cache.states.fetch(touched, lambda keys: self._checked(batch.load_states(keys)))
+        histories = cache.histories.fetch(history_keys(counted, is_wanted), batch.load_states)
         neighbours = cache.neighbours.fetch(
             touched_neighbours(positives, states, self._covisit_rules.window_s), batch.load_neighbours
         )
-        rows = fold_events(counted, states, self._half_lives_s, is_wanted)
+        rows = fold_counters(counted, states, self._half_lives_s, is_wanted)
+        rows += fold_histories(counted, histories, is_wanted)
         recent_rows, neighbour_rows = fold_positives(positives, states, neighbours, self._covisit_rules)
         rows += recent_rows
         batch.append(rows)

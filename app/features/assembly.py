@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from app.domain.types import EventType
+from app.features.affinity import PAIR_COLUMNS, Affinity, Traits, learn_ranks
 from app.features.fold import EVENT_ROW, decay_to
 from app.features.rates import learn_prior_strength, pooled_rate, smoothed_rate
-from app.features.rows import EMPTY_STRING, Rows
-from app.features.schema import FeatureSchema, FieldKind, ViewSchema
+from app.features.rows import EMPTY_STRING, NUMBER_PREFIX, Rows
+from app.features.schema import EntityName, FeatureSchema, FieldKind, ViewSchema
 
 SECONDS_PER_DAY = 86_400.0
 
@@ -22,6 +23,10 @@ RATES = (
     ("dismiss_rate", EventType.DISMISS),
 )
 
+# Kinds of fields that fill no column by themselves.
+_NO_COLUMN = (FieldKind.COUNTER, FieldKind.IDS, FieldKind.TRAITS, FieldKind.NUMBER_VALUES)
+# The entities that are the same for every candidate of a request.
+REQUEST_ENTITIES = (EntityName.USER, EntityName.CONTEXT)
 
 # Where trials and successes lie in a counter array, in the order of RATES.
 _TRIALS = slice(EVENT_ROW[EventType.IMPRESSION], EVENT_ROW[EventType.IMPRESSION] + 1)
@@ -45,7 +50,8 @@ class MatrixSpec:
     """Which columns a model reads, in which order, and the constants that their values depend on.
 
     `base_rates` are the pooled rates of the training data by rate name; `prior_strengths` the learned
-    strength per counter view and rate name; `vocabularies` the known texts per "view.field".
+    strength per counter view and rate name; `vocabularies` the known texts per "view.field"; `ranks` the points of the
+    distribution of each number of propositions that is read.
     """
 
     schema: FeatureSchema
@@ -53,6 +59,7 @@ class MatrixSpec:
     base_rates: Mapping[str, float]
     prior_strengths: Mapping[str, Mapping[str, float]]
     vocabularies: Mapping[str, tuple[str, ...]]
+    ranks: Mapping[str, tuple[float, ...]]
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -83,20 +90,44 @@ class MatrixSpec:
 
         return tuple(sorted(self.schema.views, key=depth))
 
-    def assemble(self, rows: Mapping[str, Rows], now_s: float | np.ndarray, row_count: int) -> np.ndarray:
+    def assemble(
+        self,
+        rows: Mapping[str, Rows],
+        now_s: float | np.ndarray,
+        row_count: int,
+        pairs: np.ndarray | None = None,
+        group_of_row: np.ndarray | None = None,
+    ) -> np.ndarray:
         """The matrix, float32 (row_count, columns).
 
         `rows` holds every view of the schema, with `row_count` rows or with one that stands for all.
         `now_s` is the moment to which counters decay, in seconds since the epoch: one for all rows, or
-        float64 (row_count,). Missing numbers and unknown texts are NaN.
+        float64 (row_count,). `pairs` are the columns of user and candidate, see `affinity`; None: nothing is known.
+        Missing numbers and unknown texts are NaN.
+
+        With `group_of_row` int64 (row_count,) the views of REQUEST_ENTITIES have a row, and `now_s` a moment, per group.
         """
         matrix = np.empty((row_count, len(self.columns)), dtype=np.float32, order="F")
-        rates: dict[str, np.ndarray] = {}
+        rates: dict[str, np.ndarray | None] = {}
         for view in self.views:
             columns = self.columns_of[view.name]
-            block, rates[view.name] = self.block(view, rows[view.name], now_s, rates.get(view.prior_view))
+            if view.has_history:
+                block = np.float32(np.nan) if pairs is None else pairs
+            elif group_of_row is None:
+                block, rates[view.name] = self.block(view, rows[view.name], now_s, rates.get(view.prior_view))
+            elif view.entity in REQUEST_ENTITIES:
+                block, of_groups = self.block(view, rows[view.name], now_s, rates.get(view.prior_view))
+                block = block[group_of_row]
+                rates[view.name] = None if of_groups is None else of_groups[group_of_row]
+            else:
+                prior = rates.get(view.prior_view)
+                block, rates[view.name] = self.block(view, rows[view.name], now_s[group_of_row], prior)
             matrix[:, columns.start : columns.stop] = block
         return matrix
+
+    def affinity(self, traits: Traits) -> Affinity:
+        """What compares users with propositions that have these traits: its columns are those of the pairs."""
+        return Affinity(traits, self.base_rates[RATES[0][0]], self.ranks)
 
     def block(
         self, view: ViewSchema, rows: Rows, now_s: float | np.ndarray, prior_rates: np.ndarray | None
@@ -105,13 +136,17 @@ class MatrixSpec:
 
         `prior_rates` are the rates of the view's prior view, with n rows or one; None where it has none.
         """
-        row_count = len(rows.as_of_s) if view.has_counters else len(next(iter(rows.values.values())))
-        block = np.empty((row_count, len(self.columns_of[view.name])), dtype=np.float32)
+        block = np.empty((len(rows), len(self.columns_of[view.name])), dtype=np.float32)
         rates, filled = None, 0
         if view.has_counters:
             rates, filled = self._fill_counters(block, view, rows, now_s, prior_rates)
         for field in view.fields:
-            if field.kind is FieldKind.COUNTER:
+            if field.kind in _NO_COLUMN:
+                continue
+            if field.kind is FieldKind.NUMBER_NAMES:
+                for name in self.ranks:
+                    block[:, filled] = rows.values.get(NUMBER_PREFIX + name, np.nan)
+                    filled += 1
                 continue
             if field.kind is FieldKind.NUMBER:
                 column = rows.values[field.name]
@@ -124,7 +159,7 @@ class MatrixSpec:
         return block, rates
 
     def _fill_counters(self, block, view: ViewSchema, rows: Rows, now_s, prior_rates):
-        """Volume and click rate for every half-life, rarer rates for the longest only, time since."""
+        """Volume and click rate for every half-life, rarer rates for the longest only, the click rate's trend, time since."""
         half_life_count = len(self.half_lives_s)
         last = 2 * half_life_count
         counts = decay_to(rows.counts, rows.as_of_s, now_s, self._half_lives)
@@ -137,8 +172,9 @@ class MatrixSpec:
         block[:, 0:last:2] = np.log1p(counts[:, _TRIALS.start, :])
         block[:, 1:last:2] = rates[:, 0, :]
         block[:, last : last + len(RATES) - 1] = rates[:, 1:, -1]
-        block[:, last + len(RATES) - 1] = _days_between(rows.as_of_s, now_s)
-        return rates, last + len(RATES)
+        block[:, last + len(RATES) - 1] = np.log(rates[:, 0, 0] / rates[:, 0, -1])
+        block[:, last + len(RATES)] = _days_between(rows.as_of_s, now_s)
+        return rates, last + len(RATES) + 1
 
     @cached_property
     def _half_lives(self) -> np.ndarray:
@@ -166,11 +202,15 @@ class MatrixSpec:
             first, *rarer = (name for name, _ in RATES)
             for label in labels:
                 names += [f"log_impressions_{label}", f"{first}_{label}"]
-            names += [f"{name}_{labels[-1]}" for name in rarer] + ["idle_days"]
+            names += [f"{name}_{labels[-1]}" for name in rarer] + [f"{first}_trend", "idle_days"]
+        if view.has_history:
+            return [f"{view.name}.{name}" for name in PAIR_COLUMNS]
         for field in view.fields:
             if field.kind is FieldKind.TIME:
                 names.append(f"{field.name.removesuffix('_s')}_days")
-            elif field.kind is not FieldKind.COUNTER:
+            elif field.kind is FieldKind.NUMBER_NAMES:
+                names += [NUMBER_PREFIX + name for name in self.ranks]
+            elif field.kind not in _NO_COLUMN:
                 names.append(field.name)
         return [f"{view.name}.{name}" for name in names]
 
@@ -185,6 +225,7 @@ class MatrixSpec:
             base_rates=data["base_rates"],
             prior_strengths=data["prior_strengths"],
             vocabularies={name: tuple(texts) for name, texts in data["vocabularies"].items()},
+            ranks={name: tuple(points) for name, points in data["ranks"].items()},
         )
 
 
@@ -193,8 +234,11 @@ def learn_spec(
     half_lives_s: Sequence[float],
     rows: Mapping[str, Rows],
     max_vocabulary: int = 64,
+    max_numbers: int = 32,
 ) -> MatrixSpec:
     """The spec whose constants are learned from sample rows (training data only).
+
+    Of the numbers of propositions it reads the `max_numbers` that most rows have, if they differ at all.
 
     Base rates and strengths come from the longest half-life's counters, one sample per distinct
     entity state; vocabularies hold the `max_vocabulary` most frequent texts, sorted.
@@ -228,6 +272,7 @@ def learn_spec(
             for field in view.fields
             if field.kind is FieldKind.CATEGORY
         },
+        ranks=_ranks(rows, max_numbers),
     )
 
 
@@ -253,6 +298,18 @@ def _distinct_states(rows: Rows) -> np.ndarray:
     """Longest-half-life counts (n, event types) of the distinct states in a sample of rows."""
     known = ~np.isnan(rows.as_of_s)
     return np.unique(rows.counts[known][:, :, -1], axis=0)
+
+
+def _ranks(rows: Mapping[str, Rows], max_numbers: int) -> dict[str, tuple[float, ...]]:
+    numbers = {
+        name.removeprefix(NUMBER_PREFIX): values
+        for view_rows in rows.values()
+        for name, values in view_rows.values.items()
+        if name.startswith(NUMBER_PREFIX)
+    }
+    most_known = sorted(numbers, key=lambda name: (np.isnan(numbers[name]).sum(), name))[:max_numbers]
+    ranks = {name: learn_ranks(numbers[name]) for name in sorted(most_known)}
+    return {name: points for name, points in ranks.items() if points}
 
 
 def _vocabulary(texts: np.ndarray, max_size: int) -> tuple[str, ...]:

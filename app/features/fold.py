@@ -1,19 +1,22 @@
-"""The fold: events into exponentially decayed counters.
+"""The fold: events into exponentially decayed counters, and into what each user was shown lately.
 
 A counter with half-life h at time t is the sum of 2 ** (-(t - t_i) / h) over its events i, in events.
 It is kept as its value at the time of the newest event, so folding an event costs the same however
-long the history is. The projector and the replay both call `fold_events`, in the same order.
+long the log is. The projector and the replay both fold with the functions here, in the same order.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
+from operator import attrgetter
 
 import numpy as np
 
 from app.domain.context import crossed_key
 from app.domain.types import EventType, RecordedEvent
+from app.features.history import HISTORY_VIEW, NO_HISTORY, HistoryDraft, UserHistory
 from app.features.recent import RECENT_VIEW, Recents
 from app.features.schema import EntityName
 
@@ -40,6 +43,7 @@ KEY_COLUMNS: Mapping[EntityName, str] = {
 # Every view that the projector fills, and its entity.
 FOLDED_VIEWS: Mapping[str, EntityName] = {
     **{view: entity for entity, view in COUNTER_VIEWS.items()},
+    HISTORY_VIEW: EntityName.USER,
     RECENT_VIEW: EntityName.USER,
 }
 
@@ -52,7 +56,7 @@ class Counters:
     as_of_s: float
 
 
-State = Counters | Recents
+State = Counters | UserHistory | Recents
 # By feature view and key.
 States = dict[tuple[str, str], State]
 
@@ -113,16 +117,28 @@ def decay_to(counts: np.ndarray, as_of_s: np.ndarray, at_s, half_lives_s: np.nda
 
 
 def fold_events(
+    events: Sequence[RecordedEvent],
+    states: States,
+    half_lives_s: Sequence[float],
+    is_wanted: Callable[[str, str], bool] | None = None,
+) -> list[FeatureRow]:
+    """Folds events, ordered by `received_at`, into the counters and histories in `states` (changed in place).
+
+    Only those of the views and keys that are wanted, if that is said; no entity's depend on another's.
+    Returns one row per entity and `received_at`: what a reader may see from then on. The rows of counters come
+    first, then those of histories, each in the order of `received_at`.
+    """
+    rows = fold_counters(events, states, half_lives_s, is_wanted)
+    return rows + fold_histories(events, states, is_wanted)
+
+
+def fold_counters(
     events: Iterable[RecordedEvent],
     states: States,
     half_lives_s: Sequence[float],
     is_wanted: Callable[[str, str], bool] | None = None,
 ) -> list[FeatureRow]:
-    """Folds events, ordered by `received_at`, into the counters in `states` (changed in place).
-
-    Only those of the views and keys that are wanted, if that is said; no entity's depend on another's.
-    Returns one row per entity and `received_at`, in that order: what a reader may see from then on.
-    """
+    """What `fold_events` does with counters."""
     half_lives = np.asarray(half_lives_s, dtype=np.float64)
     changed: dict[tuple[str, str, datetime], Counters] = {}
     for event in events:
@@ -132,6 +148,35 @@ def fold_events(
             counters = add_event(states.get((view, key)), event.event_type, event.counted_at_s, half_lives)
             states[view, key] = changed[view, key, event.received_at] = counters
     return [FeatureRow(view, key, counters, moment) for (view, key, moment), counters in changed.items()]
+
+
+def history_keys(
+    events: Iterable[RecordedEvent], is_wanted: Callable[[str, str], bool] | None = None
+) -> set[tuple[str, str]]:
+    """The view and key of the histories that `events` touch, of those that are wanted."""
+    users = {event.user_id for event in events} - {None}
+    return {(HISTORY_VIEW, user) for user in users if is_wanted is None or is_wanted(HISTORY_VIEW, user)}
+
+
+def fold_histories(
+    events: Sequence[RecordedEvent], states: States, is_wanted: Callable[[str, str], bool] | None = None
+) -> list[FeatureRow]:
+    """What `fold_events` does with histories. One is frozen once per moment, however many events it has then."""
+    drafts = {
+        key: HistoryDraft(states.get((view, key), NO_HISTORY))
+        for view, key in history_keys(events, is_wanted)
+    }
+    rows: list[FeatureRow] = []
+    for moment, received in groupby(events, key=attrgetter("received_at")):
+        touched: dict[str, HistoryDraft] = {}
+        for event in received:
+            if (draft := drafts.get(event.user_id)) is not None:
+                draft.add(event.proposition_id, event.event_type)
+                touched[event.user_id] = draft
+        for key, draft in touched.items():
+            states[HISTORY_VIEW, key] = history = draft.frozen()
+            rows.append(FeatureRow(HISTORY_VIEW, key, history, moment))
+    return rows
 
 
 def latest_rows(rows: Iterable[FeatureRow]) -> dict[str, list[FeatureRow]]:

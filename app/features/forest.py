@@ -116,13 +116,16 @@ class Forest:
         return self.link(sums).astype(np.float32)
 
     def gathered_scores(
-        self, shared: np.ndarray, pools: Sequence[tuple[np.ndarray, np.ndarray]]
+        self,
+        shared: np.ndarray,
+        pools: Sequence[tuple[np.ndarray, np.ndarray]],
+        own: np.ndarray | None = None,
     ) -> np.ndarray:
         """Scores, float32 (n,), of n rows that are put together from masks of their parts.
 
         `shared` (tree_count,) belongs to all rows. Each of the one or more `pools` is a pair of masks
-        (m, tree_count) and of intp (n,): which of them belongs to which row (not checked to exist). The same as joining by AND and
-        `scores`, but in cache and without temporaries, whose page faults cost more than the arithmetic.
+        (m, tree_count) and of intp (n,): which of them belongs to which row (not checked to exist). `own` (n, tree_count)
+        has the masks that each row has for itself, if any. The same as joining by AND and `scores`, but in cache and without temporaries, whose page faults cost more than the arithmetic.
         """
         row_count = len(pools[0][1])
         workspace = self._workspace()
@@ -135,6 +138,8 @@ class Forest:
             for masks, slots in others:
                 joined &= masks.take(slots[rows], axis=0, out=more, mode="wrap")
             joined &= shared
+            if own is not None:
+                joined &= own[rows]
             self._sum_leaves(joined, workspace, sums[rows])
         self._idle.append(workspace)
         return self.link(sums).astype(np.float32)
@@ -172,6 +177,11 @@ class ForestPart:
     column_count: int
     positions: np.ndarray = field(repr=False)
     _offsets: np.ndarray = field(repr=False)
+
+    @property
+    def is_tested(self) -> bool:
+        """True if any tree tests one of these columns."""
+        return len(self.positions) > 0
 
     def masks(self, block: np.ndarray) -> np.ndarray:
         """Masks (n, tree_count) of rows of these columns, float32 (n, column_count); NaN is missing.

@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from app.features.schema import AS_OF_FIELD, COUNTER_FIELDS, ViewSchema
+from app.features.schema import AS_OF_FIELD, COUNTER_FIELDS, FieldKind, ViewSchema
 
 EMPTY_STRING = ""
+# Before the names of numbers that only some propositions have, among the values of their rows.
+NUMBER_PREFIX = "numbers."
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,9 @@ class Rows:
     counts: np.ndarray | None
     as_of_s: np.ndarray | None
     values: Mapping[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())) if self.as_of_s is None else self.as_of_s)
 
     def take(self, indices: np.ndarray) -> "Rows":
         """The rows at `indices` (int array), in that order."""
@@ -64,7 +69,7 @@ def rows_from_columns(
     values = {
         field.name: column(field.dtype, columns[field.name])
         for field in view.fields
-        if field.name not in (*COUNTER_FIELDS, AS_OF_FIELD)
+        if field.kind is not FieldKind.COUNTER
     }
     return Rows(counts, as_of_s, values)
 

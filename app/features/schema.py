@@ -32,6 +32,10 @@ class FieldKind(StrEnum):
     TIME = "time"
     COUNTER = "counter"
     IDS = "ids"  # names propositions; read for finding candidates, no input of a model
+    HISTORY = "history"  # what a user was shown, and what came of it: compared with each candidate
+    TRAITS = "traits"  # texts of which some propositions share some
+    NUMBER_NAMES = "number_names"  # names of numbers that only some propositions have ...
+    NUMBER_VALUES = "number_values"  # ... and the numbers, in the same order
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,10 @@ class ViewSchema:
     @cached_property
     def has_counters(self) -> bool:
         return any(field.kind is FieldKind.COUNTER for field in self.fields)
+
+    @cached_property
+    def has_history(self) -> bool:
+        return any(field.kind is FieldKind.HISTORY for field in self.fields)
 
     @cached_property
     def field_names(self) -> tuple[str, ...]:

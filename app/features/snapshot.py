@@ -15,12 +15,13 @@ import numpy as np
 from app.domain.context import KEY_SEPARATOR
 from app.domain.rules import RulesWeights, score_by_rules
 from app.domain.types import EventType, Proposition
+from app.features.affinity import Traits
 from app.features.candidate_lists import CandidateLists, best_of, best_per_group
-from app.features.catalog import Catalog
-from app.features.columns import grown, updated
+from app.features.catalog import Catalog, extended
+from app.features.columns import RaggedColumn, grown, updated
 from app.features.fold import EVENT_ROW, Counters, decay_to
 from app.features.rates import learn_prior_strength, pooled_rate, smoothed_rate
-from app.features.rows import Rows
+from app.features.rows import NUMBER_PREFIX, Rows
 
 MAX_NEIGHBOURS = 20
 
@@ -44,12 +45,13 @@ class SnapshotVersion:
 class SnapshotChanges:
     """News, by proposition id (`context_performance`: by crossed key).
 
-    `attributes` are the model's catalog fields, `neighbours` the ids of the propositions most often
+    `attributes` are the model's catalog fields, `traits` what propositions have in common, `neighbours` the ids of the propositions most often
     visited together with one, nearest first.
     """
 
     propositions: Sequence[Proposition] = ()
     attributes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    traits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     performance: Mapping[str, Counters] = field(default_factory=dict)
     context_performance: Mapping[str, Counters] = field(default_factory=dict)
     neighbours: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -229,11 +231,23 @@ class Snapshot:
     half_lives_s: tuple[float, ...]
     catalog: Catalog
     attributes: Mapping[str, np.ndarray | TextColumn]
+    trait_codes: RaggedColumn
+    trait_names: tuple[str, ...]
     performance: CounterColumn
     contexts: ContextCounters
     neighbours: Neighbours
     click_prior: ClickPrior
     lists: CandidateLists
+
+    @cached_property
+    def traits(self) -> Traits:
+        """Traits by position in the catalog."""
+        numbers = {
+            name.removeprefix(NUMBER_PREFIX): column
+            for name, column in self.attributes.items()
+            if name.startswith(NUMBER_PREFIX)
+        }
+        return Traits(self.trait_codes, len(self.trait_names), numbers)
 
     def attribute_rows(self, names: Iterable[str], positions: np.ndarray) -> Rows:
         """Catalog fields of the candidates at `positions`; NaN for a field that no proposition has."""
@@ -273,10 +287,13 @@ class Snapshot:
         """The next snapshot, of the same version. Known propositions keep their positions; new ones are appended."""
         catalog = self.catalog.with_propositions(changes.propositions)
         performance = self._performance(changes.performance, catalog)
+        trait_codes, trait_names = self._updated_traits(changes.traits, catalog)
         return replace(
             self,
             catalog=catalog,
             attributes=_updated_attributes(self.attributes, changes.attributes, catalog),
+            trait_codes=trait_codes,
+            trait_names=trait_names,
             performance=performance,
             contexts=self.contexts.with_changes(changes.context_performance, catalog),
             neighbours=self.neighbours.with_changes(changes.neighbours, catalog),
@@ -284,6 +301,15 @@ class Snapshot:
                 self.click_prior if performance is self.performance else _learn_click_prior(performance)
             ),
         )
+
+    def _updated_traits(
+        self, changes: Mapping[str, Sequence[str]], catalog: Catalog
+    ) -> tuple[RaggedColumn, tuple[str, ...]]:
+        rows: dict[int, Sequence[str]] = dict.fromkeys(range(len(self.catalog), len(catalog)), ())
+        found = zip(catalog.positions_of(changes).tolist(), changes.values(), strict=True)
+        rows.update({position: texts for position, texts in found if position >= 0})
+        names, codes = extended(self.trait_names, list(rows.values()))
+        return self.trait_codes.with_rows(np.array(list(rows), np.int64), codes, len(catalog)), names
 
     def with_lists(
         self, weights: RulesWeights, new_below_impressions: float, length: int, now_s: float
@@ -341,6 +367,8 @@ def empty_snapshot(half_lives_s: Sequence[float]) -> Snapshot:
         half_lives_s=tuple(half_lives_s),
         catalog=Catalog.empty(),
         attributes={},
+        trait_codes=RaggedColumn.empty(np.int32),
+        trait_names=(),
         performance=no_counters,
         contexts=ContextCounters((), np.zeros(0, np.uint64), no_counters),
         neighbours=Neighbours.empty(),

@@ -22,6 +22,7 @@ from app.features.catalog import Catalog
 from app.features.ports import Model, OnlineReader
 from app.features.schema import EntityName
 from app.features.snapshot import Snapshot
+from app.serving.audit import NO_SAMPLING, FeatureSampling
 from app.serving.candidates import CandidateGenerator, Candidates, Source
 from app.serving.online import feature_states, read_online, taste_of
 from app.serving.scoring import CurrentScorer
@@ -59,12 +60,14 @@ class ModelRanker:
         reader: OnlineReader,
         generator: CandidateGenerator,
         current_scorer: CurrentScorer,
+        sampling: FeatureSampling = NO_SAMPLING,
     ) -> None:
         self._current_model = current_model
         self._current_snapshot = current_snapshot
         self._reader = reader
         self._generator = generator
         self._current_scorer = current_scorer
+        self._sampling = sampling
         self._scoring_time = TypicalTime()
 
     def rank(self, request: SuggestRequest, request_id: str, now: datetime, budget: TimeBudget) -> Slate:
@@ -86,7 +89,7 @@ class ModelRanker:
         budget.finish("score")
         states = feature_states(spec, online)
         is_full = set(states.values()) <= {FeatureState.FRESH, FeatureState.DEFAULT}
-        return Slate(
+        slate = Slate(
             request_id=request_id,
             decided_at=now,
             propositions=best(snapshot.catalog, candidates, scores, request.limit),
@@ -98,6 +101,7 @@ class ModelRanker:
             feature_states=states,
             candidate_count=len(candidates),
         )
+        return self._sampling.mark(slate, request, scorer, snapshot.catalog, online)
 
 
 class RulesRanker:

@@ -1,7 +1,8 @@
 """Scores of candidates, from parts: what is the same for many pairs of a request and a candidate is done once.
 
 A row of the model's matrix has columns of the request (user and context), of the user and a category,
-and of the candidate (its own and those of its context). The candidates' parts are kept for a few seconds, since
+of the candidate (its own and those of its context), and of the user and the candidate (what it has in common with the
+user's history). The candidates' parts are kept for a few seconds, since
 counters change and decay; before that time is over they are computed anew, beside the requests.
 """
 
@@ -14,20 +15,21 @@ import numpy as np
 
 from app.domain.errors import ModelRefused
 from app.domain.types import FeatureState
-from app.features.assembly import MatrixSpec
+from app.features.affinity import NO_HISTORY, History
+from app.features.assembly import REQUEST_ENTITIES, MatrixSpec
 from app.features.catalog import Catalog
 from app.features.columns import grown
 from app.features.forest import Forest
+from app.features.history import HISTORY_FIELDS
 from app.features.ports import Model, OnlineRows
-from app.features.rows import Rows, rows_from_records
+from app.features.rows import NUMBER_PREFIX, Rows, rows_from_records
 from app.features.schema import EntityName, ViewSchema
 from app.features.snapshot import Snapshot
 from app.serving.online import OnlineFeatures
 
-OF_REQUEST = (EntityName.USER, EntityName.CONTEXT)
+OF_REQUEST = REQUEST_ENTITIES
 OF_CATEGORY = (EntityName.USER_CATEGORY,)
 OF_CANDIDATE = (EntityName.PROPOSITION, EntityName.CONTEXT_PROPOSITION)
-
 
 # While no event changes a candidate's counters they only decay, and may lag behind this many times as long.
 QUIET_FACTOR = 6
@@ -52,9 +54,18 @@ class Scoring(Protocol):
     def of_request(self, block: np.ndarray) -> np.ndarray: ...
     def of_categories(self, block: np.ndarray) -> np.ndarray: ...
     def of_candidates(self, block: np.ndarray) -> np.ndarray: ...
+    def of_pairs(self, block: np.ndarray) -> np.ndarray: ...
 
-    def score(self, request: np.ndarray, categories: Pool, candidates: Pool) -> np.ndarray:
-        """Scores, float (n,), from the request's part (1, w) and the pools of the others."""
+    @property
+    def reads_pairs(self) -> bool: ...
+
+    def score(
+        self, request: np.ndarray, categories: Pool, candidates: Pool, pairs: np.ndarray | None
+    ) -> np.ndarray:
+        """Scores, float (n,), from the request's part (1, w), those of the pairs (n, w), and the pools of the others.
+
+        `pairs` may be None if they are not read.
+        """
 
 
 class ForestScoring:
@@ -62,12 +73,16 @@ class ForestScoring:
 
     def __init__(self, forest: Forest, spec: MatrixSpec) -> None:
         self._forest = forest
-        self.of_request = forest.part(part_columns(spec, OF_REQUEST)).masks
-        self.of_categories = forest.part(part_columns(spec, OF_CATEGORY)).masks
-        self.of_candidates = forest.part(part_columns(spec, OF_CANDIDATE)).masks
+        self.of_request = forest.part(columns_of(spec, part_views(spec, OF_REQUEST))).masks
+        self.of_categories = forest.part(columns_of(spec, part_views(spec, OF_CATEGORY))).masks
+        self.of_candidates = forest.part(columns_of(spec, part_views(spec, OF_CANDIDATE))).masks
+        pairs = forest.part(columns_of(spec, pair_views(spec)))
+        self.of_pairs, self.reads_pairs = pairs.masks, pairs.is_tested
 
-    def score(self, request: np.ndarray, categories: Pool, candidates: Pool) -> np.ndarray:
-        return self._forest.gathered_scores(request[0], (candidates, categories))
+    def score(
+        self, request: np.ndarray, categories: Pool, candidates: Pool, pairs: np.ndarray | None
+    ) -> np.ndarray:
+        return self._forest.gathered_scores(request[0], (candidates, categories), pairs)
 
 
 class MatrixScoring:
@@ -75,29 +90,41 @@ class MatrixScoring:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._columns = [part_columns(model.spec, part) for part in (OF_REQUEST, OF_CATEGORY, OF_CANDIDATE)]
+        spec = model.spec
+        self._columns = [
+            columns_of(spec, part_views(spec, part)) for part in (OF_REQUEST, OF_CATEGORY, OF_CANDIDATE)
+        ]
+        self._pair_columns = columns_of(spec, pair_views(spec))
+        self.reads_pairs = len(self._pair_columns) > 0
 
     def of_request(self, block: np.ndarray) -> np.ndarray:
         return block
 
-    of_categories = of_candidates = of_request
+    of_categories = of_candidates = of_pairs = of_request
 
-    def score(self, request: np.ndarray, categories: Pool, candidates: Pool) -> np.ndarray:
+    def score(
+        self, request: np.ndarray, categories: Pool, candidates: Pool, pairs: np.ndarray | None
+    ) -> np.ndarray:
         of_request, of_category, of_candidate = self._columns
         matrix = np.empty((len(candidates[1]), len(self._model.spec.columns)), np.float32)
         matrix[:, of_request] = request
+        matrix[:, self._pair_columns] = pairs
         for columns, (parts, rows) in ((of_category, categories), (of_candidate, candidates)):
             matrix[:, columns] = parts[rows]
         return self._model.score(matrix)
 
 
 def part_views(spec: MatrixSpec, entities: Iterable[EntityName]) -> list[ViewSchema]:
-    return [view for view in spec.views if view.entity in entities]
+    return [view for view in spec.views if view.entity in entities and not view.has_history]
 
 
-def part_columns(spec: MatrixSpec, entities: Iterable[EntityName]) -> np.ndarray:
-    """Numbers of the matrix columns that views of these entities fill, in the order of the views."""
-    ranges = [spec.columns_of[view.name] for view in part_views(spec, entities)]
+def pair_views(spec: MatrixSpec) -> list[ViewSchema]:
+    return [view for view in spec.views if view.has_history]
+
+
+def columns_of(spec: MatrixSpec, views: Iterable[ViewSchema]) -> np.ndarray:
+    """Numbers of the matrix columns that these views fill, in their order."""
+    ranges = [spec.columns_of[view.name] for view in views]
     return np.concatenate([np.zeros(0, np.int64), *(np.arange(r.start, r.stop) for r in ranges)])
 
 
@@ -115,6 +142,7 @@ class Scorer:
         )
         self._max_bytes = max_bytes
         self._views = {part: part_views(self._spec, part) for part in (OF_REQUEST, OF_CATEGORY, OF_CANDIDATE)}
+        self._affinity = self._spec.affinity(snapshot.traits)
         self._no_rows: dict[str, Rows] = {}
         self._contexts: OrderedDict[str | None, _ContextParts] = OrderedDict()
         self.was_asked = False
@@ -149,13 +177,39 @@ class Scorer:
             self._scoring.of_request(request_block),
             (self._scoring.of_categories(category_block), row_of_category[catalog.categories[positions]]),
             self._candidates(context_key, positions),
+            self._pairs(catalog, online, positions),
         )
+
+    def matrix(
+        self,
+        context_key: str,
+        positions: np.ndarray,
+        catalog: Catalog,
+        online: OnlineFeatures,
+        now_s: float,
+    ) -> np.ndarray:
+        """The rows that `score` evaluates, float32 (n, columns of the model); nothing of it is kept."""
+        request_block, rates = self._request_block(online.rows, now_s)
+        category_block, row_of_category = self._category_block(catalog, online, rates, now_s)
+        key = context_key if context_key in self.snapshot.contexts.numbers else None
+        matrix = np.empty((len(positions), len(self._spec.columns)), np.float32)
+        matrix[:, columns_of(self._spec, self._views[OF_REQUEST])] = request_block
+        categories = category_block[row_of_category[catalog.categories[positions]]]
+        matrix[:, columns_of(self._spec, self._views[OF_CATEGORY])] = categories
+        candidates = self._candidate_block(key, positions)
+        matrix[:, columns_of(self._spec, self._views[OF_CANDIDATE])] = candidates
+        for view in pair_views(self._spec):
+            pairs = self._affinity.columns(history_of(view, catalog, online), positions)
+            matrix[:, columns_of(self._spec, [view])] = pairs
+        return matrix
 
     def prepare_as(self, other: "Scorer", pace: Callable[[float], None]) -> None:
         """Computes the parts of the candidates that `other` was asked for lately.
 
         `pace` is told after each context how many seconds of the processor that took.
         """
+        if other.model is self.model and other.snapshot.traits is self.snapshot.traits:
+            self._affinity = other._affinity
         for context_key, theirs in list(other._contexts.items()):
             began_s = time.thread_time()
             positions, idle_renewals = theirs.wanted()
@@ -219,6 +273,12 @@ class Scorer:
         parts.add(missing, computed)
         self._shrink()
         return parts.pool(positions)
+
+    def _pairs(self, catalog: Catalog, online: OnlineFeatures, positions: np.ndarray) -> np.ndarray | None:
+        if not self._scoring.reads_pairs:
+            return None
+        (view,) = pair_views(self._spec)
+        return self._scoring.of_pairs(self._affinity.columns(history_of(view, catalog, online), positions))
 
     def _parts_of(self, context_key: str | None) -> tuple[str | None, "_ContextParts"]:
         # Contexts that nothing is known of share their parts.
@@ -305,6 +365,16 @@ class _ContextParts:
         return np.concatenate([self._parts[kept], computed]), rows
 
 
+def history_of(view: ViewSchema, catalog: Catalog, online: OnlineFeatures) -> History:
+    """The user's history with the propositions' positions in the catalog."""
+    if view.name not in online.rows or online.rows[view.name].states[0] is not FeatureState.FRESH:
+        return NO_HISTORY
+    ids, impressions, clicks = (online.rows[view.name].rows.values[name][0] for name in HISTORY_FIELDS)
+    if not len(ids) == len(impressions) == len(clicks):
+        return NO_HISTORY
+    return History(catalog.positions_of(ids), np.array(impressions), np.array(clicks))
+
+
 def candidate_rows(
     view: ViewSchema, snapshot: Snapshot, context_key: str | None, positions: np.ndarray, now_s: float
 ) -> Rows:
@@ -313,7 +383,8 @@ def candidate_rows(
     Counters past the view's TTL read as no row, as they do online and in training.
     """
     if not view.has_counters:
-        return snapshot.attribute_rows(view.field_names, positions)
+        numbers = [NUMBER_PREFIX + name for name in snapshot.traits.numbers]
+        return snapshot.attribute_rows((*view.field_names, *numbers), positions)
     if view.entity is EntityName.PROPOSITION:
         rows = snapshot.performance.take(positions)
     else:

@@ -12,10 +12,15 @@ import numpy as np
 
 from app.domain.context import KEY_SEPARATOR, complete_context, context_key
 from app.features.assembly import SECONDS_PER_DAY
+from app.features.history import HISTORY_FIELDS, HISTORY_VIEW, MAX_HISTORY
 from app.features.schema import AS_OF_FIELD, COUNTER_FIELDS
 
 CATEGORIES = np.array([f"category-{n:02d}" for n in range(20)], dtype="S")
-TAGS = tuple(f"tag-{n:02d}" for n in range(40))
+TAGS = np.array([f"tag-{n:02d}" for n in range(40)], dtype="S")
+# As wide as the tags: rows of traits are to have one width.
+MAKERS = np.array([f"by={n:03d}" for n in range(400)], dtype="S")
+SERIES = np.array([f"in={n:03d}" for n in range(60)], dtype="S")
+NUMBERS = np.array(["pages", "price"], dtype="S")
 GENDERS = np.array(["female", "male", "other"], dtype="S")
 SEGMENTS = np.array([f"segment-{n}" for n in range(8)], dtype="S")
 PAGES = ("home", "search", "product", "basket", "account", "article")
@@ -26,6 +31,7 @@ PROPOSITIONS_PER_CHUNK = 20_000
 PROPOSITIONS_PER_CONTEXT = 120
 NEIGHBOUR_COUNT = 20
 FEWEST_RECENT, MOST_RECENT = 5, 20
+HISTORY_LENGTHS = (20, 50, MAX_HISTORY)
 PROFILED_SHARE = 0.9
 INACTIVE_SHARE, WINDOWED_SHARE = 0.02, 0.1
 
@@ -87,9 +93,11 @@ class World:
                 "value": np.round(rng.lognormal(3.0, 1.0, count), 2),
                 "created_at_s": self.now.timestamp() - ages_s,
             }
+            tags = _pairs_of(TAGS, count, rng)
+            values |= _described(tags, values["value"], rng)
             yield CatalogChunk(
                 ids=ids,
-                tags=[f"{{{a},{b}}}" for a, b in rng.choice(TAGS, (count, 2)).tolist()],
+                tags=[f"{{{a.decode()},{b.decode()}}}" for a, b in tags.tolist()],
                 is_active=rng.random(count) >= INACTIVE_SHARE,
                 is_windowed=rng.random(count) < WINDOWED_SHARE,
                 features=Chunk("proposition_catalog", "proposition_id", ids, values),
@@ -148,6 +156,7 @@ class World:
             daily[owners] * rng.dirichlet(np.ones(4), len(owners))[:, 0],
             rng,
         )
+        yield from self._histories(users, rng)
         recent_counts = rng.integers(FEWEST_RECENT, MOST_RECENT + 1, len(users))
         for count in range(FEWEST_RECENT, MOST_RECENT + 1):
             of_them = users[recent_counts == count]
@@ -158,6 +167,21 @@ class World:
             yield Chunk(
                 "user_recent", "user_id", of_them, {"propositions": recent, "counted_at_s": counted_at_s}
             )
+
+    def _histories(self, users: np.ndarray, rng: np.random.Generator) -> Iterator[Chunk]:
+        """Different propositions for each user, most of them shown once and a tenth clicked."""
+        length_of = rng.integers(0, len(HISTORY_LENGTHS), len(users))
+        for number, most in enumerate(HISTORY_LENGTHS):
+            of_them, count = users[length_of == number], min(most, self.size.propositions)
+            first = rng.integers(0, self.size.propositions, (len(of_them), 1))
+            step = rng.integers(1, self.size.propositions // count + 1, (len(of_them), 1))
+            impressions = rng.geometric(0.7, (len(of_them), count))
+            values = (
+                proposition_ids((first + step * np.arange(count)) % self.size.propositions),
+                impressions.astype(np.float64),
+                rng.binomial(impressions, 0.1).astype(np.float64),
+            )
+            yield Chunk(HISTORY_VIEW, "user_id", of_them, dict(zip(HISTORY_FIELDS, values, strict=True)))
 
     def neighbours(self) -> Iterator[Chunk]:
         for ids, rng in self._chunks("p", self.size.propositions, PROPOSITIONS_PER_CHUNK, "neighbours"):
@@ -205,6 +229,24 @@ def profiles(users: np.ndarray, rng: np.random.Generator) -> Chunk:
         "segment": rng.choice(SEGMENTS, count),
     }
     return Chunk("user_profile", "user_id", users, values)
+
+
+def _pairs_of(texts: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Two different ones of the texts for each of `count` rows, bytes (count, 2)."""
+    first = rng.integers(0, len(texts), count)
+    second = (first + rng.integers(1, len(texts), count)) % len(texts)
+    return texts[np.stack([first, second], axis=1)]
+
+
+def _described(tags: np.ndarray, prices: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """What propositions with these tags have in common, and their numbers."""
+    count = len(tags)
+    traits = [tags, rng.choice(MAKERS, (count, 1)), rng.choice(SERIES, (count, 1))]
+    return {
+        "traits": np.sort(np.concatenate(traits, axis=1), axis=1),
+        "number_names": np.broadcast_to(NUMBERS, (count, len(NUMBERS))),
+        "number_values": np.stack([np.ceil(rng.lognormal(5.0, 0.7, count)), prices], axis=1),
+    }
 
 
 def user_ids(numbers: np.ndarray) -> np.ndarray:

@@ -3,15 +3,20 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 
 import numpy as np
 import xgboost
 
 from app.adapters.model_store import RANKER, ModelStore
+from app.features.affinity import History, Traits
 from app.features.assembly import MatrixSpec, learn_spec
-from app.features.rows import Rows, rows_from_records
+from app.features.columns import RaggedColumn
+from app.features.history import HISTORY_FIELDS, HISTORY_VIEW
+from app.features.recent import RECENT_VIEW
+from app.features.rows import NUMBER_PREFIX, Rows, rows_from_records
 from app.features.schema import AS_OF_FIELD, COUNTER_FIELDS, EntityName, FeatureSchema, ViewSchema
-from tests.benchmarks.data import KEY_SEPARATOR, Chunk, World
+from tests.benchmarks.data import KEY_SEPARATOR, NUMBERS, Chunk, World
 
 DEPTH = 6
 MAX_LEAVES = 2**DEPTH
@@ -55,14 +60,19 @@ def draw_sample(
 ) -> Sample:
     """Slates of `SLATE_SIZE` generated propositions, shown to generated users in generated contexts."""
     rng = np.random.default_rng(seed)
-    chunks = _first_chunks(world)
-    pairs = _draw_pairs(chunks, slate_count, rng)
+    first = _first_chunks(world)
+    chunks = {
+        table: _joined(parts) for table, parts in first.items() if table not in (RECENT_VIEW, HISTORY_VIEW)
+    }
+    keys = _draw_keys(chunks, slate_count, rng)
     rows = {
-        view.name: _rows(view, chunks.get(view.name), pairs[view.entity], len(half_lives_s))
+        view.name: _rows(view, chunks.get(view.name), keys[view.entity], len(half_lives_s))
         for view in schema.views
+        if not view.has_history
     }
     spec = learn_spec(schema, half_lives_s, rows)
-    matrix = spec.assemble(rows, world.now.timestamp(), slate_count * SLATE_SIZE)
+    pairs = _pair_columns(spec, chunks["proposition_catalog"], first[HISTORY_VIEW], keys)
+    matrix = spec.assemble(rows, world.now.timestamp(), slate_count * SLATE_SIZE, pairs)
     return Sample(spec, matrix, _clicks(matrix, rng))
 
 
@@ -98,28 +108,26 @@ def store(models: ModelStore, version: str, booster: xgboost.Booster, spec: Matr
     return facts
 
 
-def _first_chunks(world: World) -> dict[str, Chunk]:
-    """The first rows of each table, sorted by key: the context tables whole."""
+def _first_chunks(world: World) -> dict[str, list[Chunk]]:
+    """The first rows of each table: the context tables whole."""
     chunks: dict[str, list[Chunk]] = {}
     tables = [next(world.catalog()).features, next(world.proposition_performance()), *world.context_rows()]
     users = (chunk for chunk in world.features() if chunk.table.startswith("user_"))
-    for chunk in users:
-        if chunk.table in {known.table for known in tables}:
-            break
-        tables.append(chunk)
-    for chunk in tables:
+    first = next(users)
+    for chunk in (*tables, first, *takewhile(lambda chunk: chunk.table != first.table, users)):
         chunks.setdefault(chunk.table, []).append(chunk)
-    return {table: _joined(parts) for table, parts in chunks.items() if table != "user_recent"}
+    return chunks
 
 
 def _joined(parts: list[Chunk]) -> Chunk:
+    """The rows of all parts, sorted by key."""
     first = parts[0]
     keys = np.concatenate([part.keys for part in parts])
     values = {name: np.concatenate([part.values[name] for part in parts]) for name in first.values}
     return Chunk(first.table, first.key_column, keys, values).where(np.argsort(keys))
 
 
-def _draw_pairs(
+def _draw_keys(
     chunks: Mapping[str, Chunk], slate_count: int, rng: np.random.Generator
 ) -> Mapping[EntityName, np.ndarray]:
     """The keys of every entity for each row of the slates, bytes (rows,)."""
@@ -152,7 +160,45 @@ def _rows(view: ViewSchema, chunk: Chunk | None, keys: np.ndarray, half_life_cou
         counts = np.stack([chunk.values[name][found] for name in COUNTER_FIELDS], axis=1)
         as_of_s = np.where(is_known, chunk.values[AS_OF_FIELD][found], np.nan)
         return Rows(np.where(is_known[:, None, None], counts, 0.0), as_of_s, {})
-    return Rows(None, None, {name: _known(column[found], is_known) for name, column in chunk.values.items()})
+    columns = {name: column for name, column in chunk.values.items() if column.ndim == 1} | _numbers(chunk)
+    return Rows(None, None, {name: _known(column[found], is_known) for name, column in columns.items()})
+
+
+def _numbers(chunk: Chunk, prefix: str = NUMBER_PREFIX) -> dict[str, np.ndarray]:
+    """The numbers of propositions by their names; none for other tables."""
+    values = chunk.values.get("number_values", np.zeros((len(chunk), 0)))
+    return {prefix + name.decode(): values[:, place] for place, name in enumerate(NUMBERS[: values.shape[1]])}
+
+
+def _pair_columns(
+    spec: MatrixSpec, catalog: Chunk, histories: list[Chunk], keys: Mapping[EntityName, np.ndarray]
+) -> np.ndarray:
+    """What each slate's user has in common with its propositions, float32 (rows, 2)."""
+    affinity = spec.affinity(_traits(catalog))
+    history_of = {
+        user: _history(catalog, chunk, row)
+        for chunk in histories
+        for row, user in enumerate(chunk.keys.tolist())
+    }
+    users = keys[EntityName.USER][::SLATE_SIZE].tolist()
+    slates = np.searchsorted(catalog.keys, keys[EntityName.PROPOSITION]).reshape(-1, SLATE_SIZE)
+    columns = [affinity.columns(history_of[user], rows) for user, rows in zip(users, slates, strict=True)]
+    return np.concatenate(columns)
+
+
+def _traits(catalog: Chunk) -> Traits:
+    texts, codes = np.unique(catalog.values["traits"], return_inverse=True)
+    count, width = catalog.values["traits"].shape
+    column = RaggedColumn(
+        (codes.ravel().astype(np.int32),), np.arange(count) * width, np.full(count, width, np.int32)
+    )
+    return Traits(column, len(texts), _numbers(catalog, prefix=""))
+
+
+def _history(catalog: Chunk, chunk: Chunk, row: int) -> History:
+    ids, impressions, clicks = (chunk.values[name][row] for name in HISTORY_FIELDS)
+    found = np.minimum(np.searchsorted(catalog.keys, ids), len(catalog) - 1)
+    return History(np.where(catalog.keys[found] == ids, found, -1), impressions, clicks)
 
 
 def _known(column: np.ndarray, is_known: np.ndarray) -> np.ndarray:

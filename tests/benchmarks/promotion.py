@@ -40,7 +40,9 @@ def measure_promotions(bench: Bench) -> PromotionResult:
         load = start_open_loop(service.port, requests, rate, LONGEST_S)
         time.sleep(HEAD_START_S)
         for number in range(plan.promotions):
-            loaded.stores.run("models", "promote", (OTHER, FEW)[number % 2], DATA_DIR=service.folder)
+            version = (OTHER, FEW)[number % 2]
+            forced = ("--force", "--reason", "benchmark")
+            loaded.stores.run("models", "promote", version, *forced, DATA_DIR=service.folder)
             time.sleep(plan.promotion_interval_s)
         return _judge(finish_open_loop(load), plan.promotions, rate)
 

@@ -59,6 +59,23 @@ def test_users_have_three_to_six_favourite_categories():
     assert set(counts.tolist()) == {3, 4, 5, 6}
 
 
+def test_histories_name_each_proposition_once_and_are_as_long_as_the_catalog_allows():
+    chunks = [c for c in World(Size(60, 50), HALF_LIVES_S, NOON).features() if c.table == "user_history"]
+
+    assert sorted({c.values["propositions"].shape[1] for c in chunks}) == [20, 50]
+    assert sum(map(len, chunks)) == 60
+    for row in (row for c in chunks for row in c.values["propositions"].tolist()):
+        assert len(set(row)) == len(row)
+
+
+def test_traits_of_a_proposition_are_sorted_and_its_tags_are_among_them():
+    (catalog,) = World(Size(1, 200), HALF_LIVES_S, NOON).catalog()
+
+    for traits, tags in zip(catalog.features.values["traits"].tolist(), catalog.tags, strict=True):
+        assert traits == sorted(set(traits)) and len(traits) == 4
+        assert {tag.encode() for tag in tags.strip("{}").split(",")} < set(traits)
+
+
 def test_copied_profiles_read_as_what_was_generated(settings):
     copy(settings, PROFILES)
 
@@ -91,7 +108,15 @@ def test_copied_arrays_read_as_what_was_generated(settings):
     ]
 
 
-@pytest.mark.parametrize("generated", [PROFILES, ACTIVITY], ids=lambda chunk: chunk.table)
+HISTORY = chunk(
+    "user_history",
+    propositions=np.array([["p1", "p2"], ["p3", "p1"], ["p2", "p3"]], dtype="S"),
+    impressions=np.array([[1.0, 2.0], [0.0, 3.0], [1.0, 1.0]]),
+    clicks=np.array([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]]),
+)
+
+
+@pytest.mark.parametrize("generated", [PROFILES, ACTIVITY, HISTORY], ids=lambda chunk: chunk.table)
 def test_rows_sent_to_redis_are_byte_for_byte_those_of_stock_feast(settings, generated):
     store = open_feature_store(settings)
     view = store.get_feature_view(generated.table)
@@ -151,6 +176,8 @@ def feast_rows(generated: Chunk) -> list[tuple]:
 
 
 def feast_value(cell) -> Value:
+    if isinstance(cell, np.ndarray) and cell.dtype.kind == "S":
+        return Value(string_list_val=StringList(val=[text.decode() for text in cell.tolist()]))
     if isinstance(cell, np.ndarray):
         return Value(double_list_val=DoubleList(val=cell.tolist()))
     return Value(string_val=cell.decode()) if isinstance(cell, bytes) else Value(double_val=float(cell))

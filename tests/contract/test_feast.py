@@ -33,10 +33,12 @@ from app.domain.types import FeatureState, Proposition, User
 from app.events.project import Projector
 from app.features.covisits import CovisitRules
 from app.features.fold import COUNTER_VIEWS, FOLDED_VIEWS, KEY_COLUMNS, Counters, FeatureRow
+from app.features.history import HISTORY_FIELDS, HISTORY_VIEW
 from app.features.recent import RECENT_FIELD, RECENT_VIEW
 from app.features.schema import COUNTER_FIELDS, EntityName, FieldKind
 from tests.builders import CONTEXT_FIELDS, event, query
-from training.dataset import build_dataset
+from training.joins import build_dataset
+from training.labels import LabelOptions
 
 HALF_LIFE_COUNT = 4
 YESTERDAY = datetime.now(UTC) - timedelta(days=1)
@@ -95,6 +97,11 @@ def test_the_feature_repo_declares_the_views_that_the_fold_fills(store):
     recent = store.get_feature_view(RECENT_VIEW)
     assert [(field.name, str(field.dtype)) for field in recent.features] == [(RECENT_FIELD, "Array(String)")]
     assert [column.name for column in recent.entity_columns] == [KEY_COLUMNS[FOLDED_VIEWS[RECENT_VIEW]]]
+    history = load_schema(store).view(HISTORY_VIEW)
+    assert [(field.name, field.kind) for field in history.fields] == [
+        (name, FieldKind.HISTORY) for name in HISTORY_FIELDS
+    ]
+    assert (history.entity, history.join_key) == (EntityName.USER, KEY_COLUMNS[FOLDED_VIEWS[HISTORY_VIEW]])
 
     schema = load_schema(store)
 
@@ -148,6 +155,28 @@ def test_what_a_user_clicked_last_is_read_by_stock_feast(store, database, projec
 
     assert read["propositions"] == [clicked[::-1], None]
     assert read["clicks"][0] is not None
+
+
+def test_what_a_user_was_shown_is_read_by_stock_feast_and_by_our_reader_alike(
+    store, database, projector, reader
+):
+    shown = ["p1", 'p"2\\', "p,3", "\u4e00"]
+    record(database, *(event(f"e{n}", "impression", p, YESTERDAY) for n, p in enumerate(shown)))
+    record(database, event("e9", "click", "p1", YESTERDAY))
+    projector.run()
+
+    stock = store.get_online_features(
+        features=[f"{HISTORY_VIEW}:{field}" for field in HISTORY_FIELDS],
+        entity_rows=[{"user_id": "u1"}, {"user_id": "nobody"}],
+    ).to_dict()
+    view = load_schema(store).view(HISTORY_VIEW)
+    ours = reader.read({view: ["u1", "nobody"]}, HALF_LIFE_COUNT, datetime.now(UTC))[HISTORY_VIEW].rows.values
+
+    assert stock["propositions"] == [["p1", *shown[:0:-1]], None]
+    assert stock["impressions"] == [[1.0] * 4, None]
+    assert stock["clicks"] == [[1.0, 0.0, 0.0, 0.0], None]
+    for field in HISTORY_FIELDS:
+        assert ours[field].tolist() == [tuple(stock[field][0]), ()]
 
 
 def test_what_a_user_had_clicked_last_is_known_for_every_past_moment(settings, store, database, projector):
@@ -243,7 +272,8 @@ def test_a_profile_that_changes_is_read_by_stock_feast_after_the_next_look(setti
         with open_import(settings) as loader:
             loader.add(User("u1", segment=segment))
             loader.add(User("u2", segment="reader"))
-            loader.add(Proposition("p1", "One", "sport", value=2.0))
+            described = {"tags": ("ball",), "attributes": {"pages": 12}}
+            loader.add(Proposition("p1", "One", "sport", value=2.0, **described))
             loader.finish(False)
 
     def read() -> list:
@@ -266,8 +296,11 @@ def test_a_profile_that_changes_is_read_by_stock_feast_after_the_next_look(setti
         projector._online._client.delete("propositions:projected-slots")
         projector.write_facts()
         assert read() == ["editor", "reader"]
-    value = store.get_online_features(["proposition_catalog:value"], [{"proposition_id": "p1"}]).to_dict()
-    assert value["value"] == [2.0]
+    fields = ("value", "traits", "number_names", "number_values")
+    read_of_p1 = store.get_online_features(
+        [f"proposition_catalog:{field}" for field in fields], [{"proposition_id": "p1"}]
+    ).to_dict()
+    assert [read_of_p1[field] for field in fields] == [[2.0], [["ball"]], [["pages"]], [[12.0]]]
 
 
 def test_facts_are_written_as_feast_materializes_them(settings, store, projector):
@@ -276,12 +309,17 @@ def test_facts_are_written_as_feast_materializes_them(settings, store, projector
         "INSERT INTO user_profile (user_id, age_years, gender, segment, event_timestamp)"
         " VALUES ('u1', 42.5, NULL, 'writer', now() - interval '1 hour'), ('u1', 41, 'F', NULL, now() - interval '1 day')",
     )
+    query(
+        settings,
+        "INSERT INTO proposition_catalog (proposition_id, traits, number_names, number_values, event_timestamp)"
+        " VALUES ('p1', '{a,\"b=\u00fc\"}', '{n,o}', '{0,-1.5}', now()), ('p2', '{}', '{}', '{}', now())",
+    )
     projector.write_facts()
     written = redis_content(settings)
     with redis.Redis.from_url(settings.redis_address) as client:
         client.flushdb()
 
-    store.materialize_incremental(datetime.now(UTC), ["user_profile"])
+    store.materialize_incremental(datetime.now(UTC), ["user_profile", "proposition_catalog"])
 
     assert redis_content(settings) == written != {}
 
@@ -418,7 +456,7 @@ def test_the_join_takes_rows_before_the_slate_and_none_at_its_own_instant(
     query(settings, "UPDATE events SET received_at = occurred_at")
     projector.rebuild()
 
-    dataset = build_dataset(store, load_schema(store), HALF_LIFE_COUNT)
+    dataset = build_dataset(store, load_schema(store), HALF_LIFE_COUNT, LabelOptions(), database)
 
     impressions, clicks = 0, 1
     of_u1 = dataset.rows["user_activity"].counts[0]

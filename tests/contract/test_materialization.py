@@ -131,6 +131,8 @@ PLAIN: list[tuple[str, FeastType, list[str]]] = [
     ("smallint[]", Array(Int32), ["'{7,8}'", "NULL"]),
     ("boolean[]", Array(Bool), ["'{t,f,t}'", "'{}'", "NULL"]),
     ("text[]", Array(String), ["'{a,\"\",grün}'", "'{}'", "NULL", "ARRAY[repeat('x', 200), 'y']"]),
+    ("text[]", Array(String), ["'{}'", "'{}'", "NULL"]),
+    ("double precision[]", Array(Float64), ["'{}'", "'{}'"]),
     ("bytea[]", Array(Bytes), ["ARRAY['\\x00ff'::bytea, ''::bytea]", "'{}'", "NULL"]),
     ("text", String, ["NULL", "NULL"]),
     ("double precision", Float64, ["NULL", "NULL"]),

@@ -84,6 +84,7 @@ def test_an_event_that_is_stored_twice_is_noticed(folded):
         "UPDATE user_activity SET clicks[1] = clicks[1] + 1",
         "DELETE FROM proposition_performance",
         "UPDATE user_recent SET propositions = ARRAY['p2']",
+        "UPDATE user_history SET clicks[1] = clicks[1] + 1",
         "UPDATE proposition_neighbours SET weights[1] = weights[1] + 1",
         "DELETE FROM proposition_neighbours",
     ],

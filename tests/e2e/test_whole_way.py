@@ -246,7 +246,7 @@ def test_another_model_serves_soon_after_it_was_promoted_and_no_request_fails(st
     other = f"{version}-again"
     shutil.copytree(models / version, models / other)
 
-    assert stack.run("models", "promote", other).returncode == 0
+    assert stack.run("models", "promote", other, "--force", "--reason", "a copy").returncode == 0
 
     wait_until(lambda: {stack.suggest(user)["model_version"] for user in USERS[:20]} == {other})
 

@@ -49,6 +49,21 @@ def test_what_get_answers_can_be_put_back_and_changes_nothing(settings, client):
     assert count(settings, "proposition_catalog") == 1
 
 
+def test_each_version_says_what_the_proposition_has_in_common_with_others(settings, client):
+    send(
+        client,
+        "PUT",
+        "/propositions/p1",
+        {**EDITOR, "tags": ["new"], "attributes": {"maker": "A", "pages": 12}},
+    )
+    send(client, "PUT", "/propositions/p1", {**EDITOR, "tags": [], "attributes": {"is_free": True}})
+
+    assert query(
+        settings,
+        "SELECT traits, number_names, number_values FROM proposition_catalog ORDER BY event_timestamp",
+    ) == [(["maker=A", "new"], ["pages"], [12.0]), ([], ["is_free"], [1.0])]
+
+
 def test_a_change_replaces_all_but_the_time_of_creation(client):
     first = send(client, "PUT", "/propositions/p1", EDITOR).get_json()
 

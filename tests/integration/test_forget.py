@@ -15,7 +15,7 @@ import redis
 from sqlalchemy import text
 
 from app.adapters import online_eraser
-from app.adapters.database import service_database
+from app.adapters.database import batch_database, service_database
 from app.adapters.decision_log import PostgresDecisionLog
 from app.adapters.erasures import PostgresErasures
 from app.adapters.event_log import PostgresEventLog
@@ -32,7 +32,8 @@ from app.features.slots import ALL_SLOTS
 from app.life.forget import SETTLED_AFTER, ForgetUser
 from app.settings import load_settings
 from tests.builders import CONTEXT_FIELDS, count, event, proposition, query, request
-from training.dataset import build_dataset
+from training.joins import build_dataset
+from training.labels import LabelOptions
 
 EARLIER = datetime.now(UTC) - timedelta(hours=2)
 # Ids that begin alike, or would if keys were not separated, or are patterns elsewhere.
@@ -91,6 +92,7 @@ TABLES_OF_USERS = {
     "users": "user_id",
     "user_profile": "user_id",
     "user_activity": "user_id",
+    "user_history": "user_id",
     "user_recent": "user_id",
     "events": "user_id",
     "decisions": "user_id",
@@ -153,8 +155,9 @@ def test_the_audit_says_when_and_how_much_and_not_who(settings, crowd, forget):
 
 def test_training_data_are_free_of_who_was_forgotten(settings, crowd, forget):
     def slate_count():
-        store = open_feature_store(settings)
-        return len(build_dataset(store, load_schema(store), len(settings.half_lives_s)).slate_starts)
+        store, half_life_count = open_feature_store(settings), len(settings.half_lives_s)
+        database = batch_database(settings)
+        return build_dataset(store, load_schema(store), half_life_count, LabelOptions(), database).slate_count
 
     assert slate_count() == 1 + len(OTHERS)
 
@@ -249,11 +252,11 @@ def test_who_comes_back_is_a_new_user(settings, crowd, event_log, forget):
 
 
 def test_projectors_are_told_to_forget_what_they_keep_in_memory(settings, crowd, forget):
-    (before,) = query(settings, "SELECT states_version FROM projection")[0]
+    (before,) = query(settings, "SELECT state_changes FROM projection")[0]
 
     forget("u1")
 
-    assert query(settings, "SELECT states_version FROM projection") == [(before + 1,)]
+    assert query(settings, "SELECT state_changes FROM projection") == [(before + 1,)]
 
 
 def test_forgetting_waits_for_the_projector_and_then_deletes_what_it_wrote(settings, crowd):
@@ -322,7 +325,7 @@ def test_forgetting_waits_for_decisions_under_way(settings, crowd):
 
 def test_what_a_rebuild_has_made_again_is_deleted_too(settings, crowd, forget):
     build_projector(settings)[1].start_rebuild()
-    for table in ("user_activity", "user_recent", "user_category_affinity"):
+    for table in ("user_activity", "user_history", "user_recent", "user_category_affinity"):
         query(settings, f"INSERT INTO {table}_rebuild SELECT * FROM {table}")
 
     forget("u1")
@@ -333,6 +336,7 @@ def test_what_a_rebuild_has_made_again_is_deleted_too(settings, crowd, forget):
     assert users == sorted(OTHERS)
     assert count(settings, "user_category_affinity_rebuild") == 2 * len(OTHERS)
     assert count(settings, "user_recent_rebuild") == len(OTHERS)
+    assert count(settings, "user_history_rebuild") == count(settings, "user_activity_rebuild")
 
 
 def test_under_live_traffic_nothing_from_before_is_left(settings, crowd, event_log, forget):
@@ -365,7 +369,7 @@ def test_under_live_traffic_nothing_from_before_is_left(settings, crowd, event_l
         settings, "SELECT min(occurred_at), min(received_at) FROM events WHERE user_id = 'u1'"
     )[0]
     assert occurred is None or (occurred > forgotten_at and received > forgotten_at)
-    for table in ("user_activity", "user_recent"):
+    for table in ("user_activity", "user_history", "user_recent"):
         ((oldest,),) = query(settings, f"SELECT min(event_timestamp) FROM {table} WHERE user_id = 'u1'")
         assert oldest is None or oldest > forgotten_at
     assert rows_of(settings, "u1")["decisions"] == rows_of(settings, "u1")["users"] == 0

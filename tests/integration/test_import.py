@@ -71,12 +71,17 @@ def test_a_changed_user_gets_a_new_version_and_an_unchanged_one_none(settings):
 
 
 def test_what_has_imported_history_counts_as_known_before_it(settings):
-    load(settings, User("u1", age_years=30.0), proposition("p1", category="sport"), *three_events())
+    sport = proposition("p1", category="sport", tags=("ball",), attributes={"pages": 7})
+    load(settings, User("u1", age_years=30.0), sport, *three_events())
 
     (earliest,) = query(settings, "SELECT min(event_timestamp) FROM user_profile WHERE age_years = 30")[0]
     assert earliest < NOON - timedelta(days=40)
-    (earliest,) = query(settings, "SELECT min(event_timestamp) FROM proposition_catalog")[0]
+    (earliest, *described) = query(
+        settings,
+        "SELECT event_timestamp, traits, number_names, number_values FROM proposition_catalog ORDER BY 1 LIMIT 1",
+    )[0]
     assert earliest < NOON - timedelta(days=40)
+    assert described == [["ball"], ["pages"], [7.0]]
 
 
 def test_texts_keep_their_tabs_quotes_and_backslashes(settings):

@@ -207,6 +207,21 @@ def test_what_a_user_clicked_last_and_what_is_clicked_together_is_kept(settings,
     assert p1[4] == query(settings, "SELECT max(received_at) FROM events")[0][0]
 
 
+def test_what_a_user_was_shown_and_clicked_is_kept_for_every_moment(settings, database, project):
+    log_events(
+        database,
+        *(event(f"e{n}", "impression", f"p{n}") for n in range(3)),
+        event("e3", "impression", "p1", user_id=None),
+    )
+    log_events(database, event("e4", "click", "p1"), event("e5", "dismiss", "p0"))
+    project(batch_events=1).run()
+
+    assert [row[1:4] for row in feature_rows(settings)["user_history"]] == [
+        (["p2", "p1", "p0"], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]),
+        (["p0", "p1", "p2"], [1.0, 1.0, 1.0], [0.0, 1.0, 0.0]),
+    ]
+
+
 def test_neighbours_that_nothing_touched_keep_their_time(settings, database, project):
     for user_id, propositions in (("u1", ("p1", "p2")), ("u2", ("p3", "p4"))):
         log_events(database, *(event(f"{user_id}-{p}", "click", p, user_id=user_id) for p in propositions))
@@ -251,6 +266,7 @@ def test_an_upgrade_replays_what_was_folded_before_it(empty_database):
     assert projector.run() == 2
     assert projector.run() == 0
     assert [row[1] for row in feature_rows(empty_database)["user_recent"]] == [["p2", "p1"]]
+    assert [row[1] for row in feature_rows(empty_database)["user_history"]] == [["p2", "p1"]]
     assert len(feature_rows(empty_database)["proposition_neighbours"]) == 2
 
 
@@ -271,14 +287,16 @@ def test_what_a_projector_of_the_release_before_left_is_replayed_or_gone_on_from
     latest = query(empty_database, "SELECT max(received_at) FROM events")[0][0]
     query(empty_database, moved, (latest, latest))
 
-    migrate_database(empty_database)
-    assert Projector(FeatureTables(database), None, empty_database.half_lives_s, COVISITS, 9).run() == 0
+    migrate_database(empty_database, up_to="0005")
+    assert query(empty_database, "SELECT needs_rebuild FROM projection") == [(False,)]
     migrate_database(empty_database, down_to="0003")
     assert query(empty_database, "SELECT folded_until, positives_until, needs_rebuild FROM projection") == [
         (latest, latest, False)
     ]
 
     query(empty_database, moved, (latest, "-infinity"))  # the release before that one folded no positives
+    migrate_database(empty_database, up_to="0005")
+    assert query(empty_database, "SELECT needs_rebuild FROM projection") == [(True,)]
     migrate_database(empty_database)
     assert Projector(FeatureTables(database), None, empty_database.half_lives_s, COVISITS, 9).run() == 2
 

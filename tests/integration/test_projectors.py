@@ -95,7 +95,7 @@ def assert_equals_a_replay(settings, project) -> None:
     folded = feature_rows(settings)
     project().rebuild()
     assert folded == feature_rows(settings)
-    assert folded["proposition_neighbours"] and folded["user_recent"]
+    assert folded["proposition_neighbours"] and folded["user_recent"] and folded["user_history"]
 
 
 # --- slots and leases ---

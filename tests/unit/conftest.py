@@ -15,4 +15,5 @@ def spec() -> MatrixSpec:
             view.name: dict.fromkeys(rates, 10.0) for view in SMALL_SCHEMA.views if view.has_counters
         },
         vocabularies={"proposition_catalog.category": ("news", "sport")},
+        ranks={},
     )

@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.domain.types import EventType
-from app.features.fold import COUNTER_VIEWS, EVENT_ROW, KEY_COLUMNS, decay_to, fold_events, latest_rows
+from app.features.fold import (
+    COUNTER_VIEWS,
+    EVENT_ROW,
+    KEY_COLUMNS,
+    Counters,
+    FeatureRow,
+    decay_to,
+    fold_events,
+    latest_rows,
+)
+from app.features.history import HISTORY_VIEW, UserHistory
 from app.features.schema import EntityName
 from tests.builders import DAY_S, HOUR_S, NOON, recorded
 
@@ -33,7 +43,7 @@ def test_an_event_touches_user_proposition_context_and_both_crossings():
 
     fold_events([recorded()], states, HALF_LIVES)
 
-    assert {view for view, _ in states} == set(COUNTER_VIEWS.values())
+    assert {view for view, _ in states} == {*COUNTER_VIEWS.values(), HISTORY_VIEW}
     assert ("user_category_affinity", "u1\x1fsport") in states
     assert ("context_proposition_performance", "weekday=fri\x1fp1") in states
 
@@ -43,7 +53,9 @@ def test_an_anonymous_event_touches_no_user():
 
     fold_events([recorded(user_id=None)], states, HALF_LIVES)
 
-    assert {view for view, _ in states}.isdisjoint({"user_activity", "user_category_affinity"})
+    assert {view for view, _ in states}.isdisjoint(
+        {"user_activity", "user_category_affinity", "user_history"}
+    )
 
 
 def test_a_late_event_counts_at_its_own_time():
@@ -73,6 +85,30 @@ def test_events_of_one_commit_give_one_row_per_entity():
     rows = fold_events([recorded(), recorded("impression")], {}, HALF_LIVES)
 
     assert len([row for row in rows if row.view == "user_activity"]) == 1
+    (history,) = (row for row in rows if row.view == HISTORY_VIEW)
+    assert history == FeatureRow(HISTORY_VIEW, "u1", UserHistory(("p1",), (1.0,), (1.0,)), NOON)
+
+
+def test_a_history_has_a_row_per_moment_of_its_user_and_each_stays_as_it_was():
+    states = {}
+
+    rows = fold_events(
+        [
+            recorded("impression", "p1", 0),
+            recorded("impression", "p2", 0),
+            recorded("impression", "p1", 0, user_id="u2"),
+            recorded("click", "p1", 5),
+        ],
+        states,
+        HALF_LIVES,
+    )
+
+    assert [(row.key, row.state, row.valid_from) for row in rows if row.view == HISTORY_VIEW] == [
+        ("u1", UserHistory(("p2", "p1"), (1.0, 1.0), (0.0, 0.0)), NOON),
+        ("u2", UserHistory(("p1",), (1.0,), (0.0,)), NOON),
+        ("u1", UserHistory(("p1", "p2"), (1.0, 1.0), (1.0, 0.0)), NOON + timedelta(seconds=5)),
+    ]
+    assert states[HISTORY_VIEW, "u1"] == rows[-1].state
 
 
 def test_decay_does_not_grow_counts_when_the_clock_runs_behind():
@@ -120,11 +156,16 @@ def test_folding_online_in_batches_equals_replaying_all_at_once(events, seed):
         batch, rest = rest[:size], rest[size:]
         online += fold_events(batch, online_states, HALF_LIVES)
 
-    assert [(r.view, r.key, r.valid_from, r.state.as_of_s) for r in online] == [
-        (r.view, r.key, r.valid_from, r.state.as_of_s) for r in replayed
-    ]
-    for ours, theirs in zip(online, replayed, strict=True):
-        assert np.array_equal(ours.state.counts, theirs.state.counts)
+    for kind in (Counters, UserHistory):
+        assert [readable(row) for row in online if isinstance(row.state, kind)] == [
+            readable(row) for row in replayed if isinstance(row.state, kind)
+        ]
+
+
+def readable(row: FeatureRow) -> tuple:
+    state = row.state
+    content = (state.counts.tolist(), state.as_of_s) if isinstance(state, Counters) else state
+    return row.view, row.key, row.valid_from, content
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,8 +1,12 @@
+import pickle
+from pathlib import Path
+
 import numpy as np
 import pytest
 import xgboost
+from sklearn.linear_model import LogisticRegression
 
-from app.adapters.model_store import RANKER, ModelStore
+from app.adapters.model_store import BASELINE, MANIFEST, RANKER, ModelStore
 from app.domain.errors import ModelRefused
 from tests.builders import SMALL_SCHEMA
 
@@ -23,6 +27,11 @@ def store(tmp_path, spec, booster):
     return store
 
 
+def overwrite(path: Path, content: bytes) -> None:
+    path.chmod(0o644)
+    path.write_bytes(content)
+
+
 def test_a_stored_model_scores_as_the_trained_one(store, spec, booster):
     matrix = np.random.default_rng(1).random((20, len(spec.columns))).astype(np.float32)
     expected = booster.inplace_predict(matrix, validate_features=False)
@@ -32,7 +41,7 @@ def test_a_stored_model_scores_as_the_trained_one(store, spec, booster):
 
 def test_a_changed_file_is_refused(store):
     path = store.folder("v1") / RANKER
-    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    overwrite(path, path.read_bytes()[:-1] + b"!")
 
     with pytest.raises(ModelRefused, match="SHA-256"):
         store.load("v1", SMALL_SCHEMA)
@@ -70,6 +79,62 @@ def test_versions_are_immutable(store):
         store.write("v1", {}, {})
 
 
+def test_the_files_of_a_version_cannot_be_written_to(store):
+    assert [path.stat().st_mode & 0o777 for path in store.folder("v1").iterdir()] == [0o444, 0o444]
+
+
+def test_writing_returns_the_manifest_as_it_is_read_later(store):
+    written = store.write("v3", {RANKER: b"x"}, {"columns": ("a", "b")})
+
+    assert written == store.manifest("v3")
+    assert set(written["files_sha256"]) == {RANKER}
+
+
+def test_every_file_of_the_manifest_is_verified(store):
+    store.write("v3", {RANKER: b"x", BASELINE: b"y"}, {})
+    store.verify("v3")
+    overwrite(store.folder("v3") / BASELINE, b"z")
+
+    with pytest.raises(ModelRefused, match=r"baseline\.pkl"):
+        store.verify("v3")
+
+
+class CodeThatRunsWhenUnpickled:
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+def test_a_baseline_predicts_as_the_trained_one(store):
+    matrix = np.random.default_rng(1).random((20, 3)).astype(np.float32)
+    baseline = LogisticRegression().fit(matrix, matrix[:, 0] > 0.5)
+    store.write("v3", {BASELINE: pickle.dumps(baseline)}, {})
+
+    loaded = store.load_baseline("v3")
+
+    assert np.array_equal(loaded.predict_proba(matrix), baseline.predict_proba(matrix))
+
+
+def test_a_tampered_baseline_is_refused_before_anything_of_it_runs(store, tmp_path):
+    store.write("v3", {BASELINE: pickle.dumps("harmless")}, {})
+    attack = pickle.dumps(CodeThatRunsWhenUnpickled(tmp_path / "trace"))
+    overwrite(store.folder("v3") / BASELINE, attack)
+
+    with pytest.raises(ModelRefused, match="SHA-256"):
+        store.load_baseline("v3")
+
+    assert not (tmp_path / "trace").exists()
+    pickle.loads(attack)
+    assert (tmp_path / "trace").exists()  # it would have run
+
+
+def test_a_version_without_a_baseline_says_so(store):
+    with pytest.raises(ModelRefused, match="lacks its file"):
+        store.load_baseline("v1")
+
+
 def test_promotion_remembers_what_to_roll_back_to(store):
     store.activate("v1")
     store.activate("v2")
@@ -99,7 +164,7 @@ def test_an_unknown_version_cannot_be_activated(store):
 
 
 def test_a_damaged_manifest_is_refused(store):
-    (store.folder("v1") / "manifest.json").write_text('{"matrix": {}}')
+    overwrite(store.folder("v1") / MANIFEST, b'{"matrix": {}}')
 
     with pytest.raises(ModelRefused, match="damaged"):
         store.load("v1", SMALL_SCHEMA)

@@ -13,11 +13,18 @@ from app.features.assembly import MatrixSpec
 from app.features.forest import Forest
 from app.features.ports import OnlineRows
 from app.features.rows import rows_from_records
-from app.features.schema import EntityName
+from app.features.schema import EntityName, FieldKind, FieldSchema, ViewSchema
 from app.features.snapshot import SnapshotChanges
 from app.serving import scoring
 from app.serving.online import OnlineFeatures, read_online
-from app.serving.scoring import MAX_IDLE_RENEWALS, QUIET_FACTOR, CurrentScorer, Scorer, candidate_rows
+from app.serving.scoring import (
+    MAX_IDLE_RENEWALS,
+    QUIET_FACTOR,
+    CurrentScorer,
+    Scorer,
+    candidate_rows,
+    history_of,
+)
 from tests.builders import NOON, proposition, request
 from tests.unit.test_ranking import FakeReader, counters, snapshot
 
@@ -38,6 +45,26 @@ class Trees:
         return self.booster.inplace_predict(matrix)
 
 
+HISTORY = ViewSchema(
+    "user_history",
+    EntityName.USER,
+    "user_id",
+    (
+        FieldSchema("propositions", "Array(String)", FieldKind.HISTORY),
+        FieldSchema("impressions", "Array(Float64)", FieldKind.HISTORY),
+        FieldSchema("clicks", "Array(Float64)", FieldKind.HISTORY),
+    ),
+    ttl_s=1e9,
+)
+
+
+@pytest.fixture
+def spec(spec):
+    """Also with what a user and a candidate have in common."""
+    schema = replace(spec.schema, views=(*spec.schema.views, HISTORY))
+    return replace(spec, schema=schema, ranks={"length": (0.0, 1.0, 2.0, 3.0)})
+
+
 @pytest.fixture
 def booster(spec):
     rng = np.random.default_rng(7)
@@ -54,6 +81,11 @@ def taken():
         *(proposition(f"p{n}", category=f"c{n % 4}", value=float(n)) for n in range(30)),
         performance={f"p{n}": counters(10 * n, n) for n in range(0, 30, 2)},
         context_performance={f"{HERE}\x1fp{n}": counters(n, n / 2) for n in range(0, 30, 3)},
+    ).with_changes(
+        SnapshotChanges(
+            attributes={f"p{n}": {"numbers.length": float(n % 4)} for n in range(0, 30, 2)},
+            traits={f"p{n}": [f"t{n % 5}", f"t{n % 3}"] for n in range(30)},
+        )
     )
 
 
@@ -77,6 +109,9 @@ class ReaderWithRows(FakeReader):
         }
 
     def _record(self, key, view):
+        if key in self._counters and view.has_history:
+            ids = ("p1", "gone", "p4", "p29")
+            return {"propositions": ids, "impressions": (2.0, 1.0, 1.0, 3.0), "clicks": (1.0, 1.0, 0.0, 3.0)}
         if key not in self._counters or not view.has_counters:
             return None
         impressions, clicks = self._counters[key]
@@ -97,11 +132,13 @@ def whole_matrix(spec, taken, positions, online, now_s):
                 online.categories.index(code) for code in taken.catalog.categories[positions].tolist()
             ]
             rows[view.name] = online.rows[view.name].rows.take(np.array(categories))
-        elif view.name in online.rows:
+        elif view.name in online.rows and not view.has_history:
             rows[view.name] = online.rows[view.name].rows
         else:
             rows[view.name] = candidate_rows(view, taken, HERE, positions, now_s)
-    return spec.assemble(rows, now_s, len(positions))
+    history = history_of(HISTORY, taken.catalog, online)
+    pairs = spec.affinity(taken.traits).columns(history, positions)
+    return spec.assemble(rows, now_s, len(positions), pairs=pairs)
 
 
 @pytest.mark.parametrize("has_forest", [True, False])
@@ -116,6 +153,35 @@ def test_scores_from_parts_are_those_of_the_model_on_the_whole_matrix(spec, take
         expected = booster.inplace_predict(whole_matrix(spec, taken, positions, online, NOW_S))
         assert np.abs(scores - expected).max() <= 1e-5 * max(1.0, np.abs(expected).max())
     assert len(np.unique(scores)) == 1 and len(np.unique(expected)) == 1
+
+
+def test_two_users_with_the_same_counters_get_other_scores_for_what_they_were_shown(spec, taken, booster):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    scorer = Scorer(Trees(spec, booster, forest), taken, NOW_S, max_bytes=1 << 20)
+    online = read_online(READER, spec, taken, request(), NOON, 1.0)
+    unseen = replace(online, rows={name: r for name, r in online.rows.items() if name != HISTORY.name})
+
+    seen_scores, unseen_scores = (
+        scorer.score(HERE, np.arange(30), taken.catalog, features, NOW_S) for features in (online, unseen)
+    )
+
+    assert (seen_scores != unseen_scores).any()
+
+
+def test_a_model_that_reads_nothing_of_the_history_is_not_given_any(spec, taken):
+    rng = np.random.default_rng(3)
+    matrix = rng.random((500, len(spec.columns)))
+    pairs = spec.columns_of[HISTORY.name]
+    matrix[:, pairs.start : pairs.stop] = 0.0
+    booster = xgboost.train({"max_depth": 3}, xgboost.DMatrix(matrix, label=matrix[:, 0]), 5)
+    scorer = Scorer(
+        Trees(spec, booster, Forest.from_xgboost(orjson.loads(booster.save_raw("json")))),
+        taken,
+        NOW_S,
+        1 << 20,
+    )
+
+    assert scorer._pairs(taken.catalog, None, np.arange(30)) is None
 
 
 def test_many_contexts_are_forgotten_when_memory_is_short_and_scored_again(spec, taken, booster):

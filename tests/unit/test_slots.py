@@ -1,10 +1,11 @@
+from dataclasses import astuple
 from datetime import timedelta
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.features.covisits import CovisitRules, fold_positives
-from app.features.fold import FOLDED_VIEWS, fold_events
+from app.features.fold import FOLDED_VIEWS, Counters, fold_events
 from app.features.slots import ALL_SLOTS, COUNTER_SLOTS, COVISIT_SLOT, Progress, chooser, slot_of
 from tests.builders import DAY_S, NOON, recorded
 
@@ -65,7 +66,11 @@ def test_folding_by_slots_gives_the_rows_and_states_of_folding_whole(found, owne
 
 
 def readable(rows) -> list[tuple]:
-    return sorted((r.view, r.key, r.valid_from, r.state.counts.tolist(), r.state.as_of_s) for r in rows)
+    return sorted((r.view, r.key, r.valid_from, content(r.state)) for r in rows)
+
+
+def content(state) -> list:
+    return [state.counts.tolist(), state.as_of_s] if isinstance(state, Counters) else [*astuple(state)]
 
 
 @given(events)

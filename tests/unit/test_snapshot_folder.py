@@ -22,6 +22,8 @@ def full_snapshot():
         context_performance={f"{request().context_key}\x1fb": counters(4, 1)},
         neighbours={"a": ["b"]},
     )
+    traits = SnapshotChanges(traits={"a": ["t", "by=ann"]}, attributes={"a": {"numbers.pages": 12.0}})
+    taken = taken.with_changes(traits)
     return replace(taken, version=SnapshotVersion("g", NOON, None))
 
 
@@ -33,6 +35,7 @@ def assert_same(one, other):
     assert one.version == other.version and one.click_prior == other.click_prior
     assert one.catalog.category_names == other.catalog.category_names
     assert one.catalog.tag_names == other.catalog.tag_names
+    assert one.trait_names == other.trait_names
     assert one.contexts.contexts == other.contexts.contexts
     assert one.attributes.keys() == other.attributes.keys()
 
@@ -43,6 +46,20 @@ def test_a_published_snapshot_is_opened_whole_by_another_process(tmp_path):
     SnapshotFolder(tmp_path).publish(published)
 
     assert_same(SnapshotFolder(tmp_path).open(HALF_LIVES), published)
+
+
+def test_traits_grow_with_the_catalog_and_keep_their_codes():
+    first = full_snapshot()
+
+    second = first.with_changes(SnapshotChanges(propositions=[proposition("c"), proposition("d")]))
+    third = second.with_changes(SnapshotChanges(traits={"d": ["by=ann", "new"], "nobody": ["t"]}))
+
+    positions = third.catalog.positions_of(["a", "b", "c", "d"])
+    codes, rows = third.traits.codes.rows(positions)
+    names = [(int(row), third.trait_names[code]) for row, code in zip(rows, codes, strict=True)]
+    assert names == [(0, "t"), (0, "by=ann"), (3, "by=ann"), (3, "new")]
+    assert third.traits.code_count == 3
+    assert third.traits.numbers["pages"][positions].tolist()[0] == 12.0
 
 
 def test_large_columns_are_mapped_and_so_shared(tmp_path):

@@ -16,7 +16,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from app.domain.rules import RulesWeights, score_by_rules
 from app.features.affinity import PAIR_COLUMNS
-from app.features.assembly import SECONDS_PER_DAY, MatrixSpec, half_life_label
+from app.features.assembly import MatrixSpec, half_life_label
 from app.features.fold import COUNTER_VIEWS
 from app.features.schema import EntityName
 from training.dataset import Dataset, NothingToTrainOn
@@ -60,14 +60,14 @@ class ModelParameters:
     """
 
     objective: str = LOGISTIC
-    learning_rate: float = 0.05
+    learning_rate: float = 0.03
     max_depth: int = 4
     min_child_weight: float = 20.0
     subsample: float = 0.7
-    colsample_bytree: float = 0.3
+    colsample_bytree: float = 0.5
     reg_lambda: float = 5.0
     max_trees: int = 500
-    patience_trees: int = 60
+    patience_trees: int = 120
     conversion_weight: float = 3.0
     is_monotone: bool = True
 
@@ -325,7 +325,7 @@ def baseline_scores(
     spec: MatrixSpec, dataset: Dataset, matrix: np.ndarray, rules_weights: RulesWeights, seed: int
 ) -> Mapping[str, np.ndarray]:
     """Scores float64 (n,) of rankers that learn nothing, by name, for a dataset and its matrix (n, columns)."""
-    rng = np.random.default_rng(seed)
+    rng, performance = np.random.default_rng(seed), COUNTER_VIEWS[EntityName.PROPOSITION]
     click_rate = _column(spec, matrix, EntityName.PROPOSITION, "click_rate")
     return {
         RANDOM: rng.random(len(dataset)),
@@ -334,7 +334,7 @@ def baseline_scores(
         RULES: score_by_rules(
             click_rate,
             _column(spec, matrix, EntityName.CONTEXT_PROPOSITION, "click_rate"),
-            _column(spec, matrix, EntityName.PROPOSITION, "idle_days") * SECONDS_PER_DAY,
+            dataset.slates.decided_at_s[dataset.slate_of_row] - dataset.rows[performance].as_of_s,
             rules_weights,
         ),
     }
@@ -348,5 +348,5 @@ def _shown_order(positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def _column(spec: MatrixSpec, matrix: np.ndarray, entity: EntityName, name: str) -> np.ndarray:
     """A column of counters, of the longest half-life if there is one for each."""
-    label = "" if name == "idle_days" else f"_{half_life_label(spec.half_lives_s[-1])}"
+    label = f"_{half_life_label(spec.half_lives_s[-1])}"
     return matrix[:, spec.columns.index(f"{COUNTER_VIEWS[entity]}.{name}{label}")].astype(np.float64)

@@ -46,6 +46,7 @@ def add(settings, store):
             for field in view.fields
             if field.kind == "category"
         },
+        ranks={},
     )
     matrix = np.random.default_rng(0).random((20, len(spec.columns))).astype(np.float32)
     data = xgboost.DMatrix(matrix, label=matrix[:, 0], feature_names=list(spec.columns))

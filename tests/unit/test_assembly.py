@@ -75,7 +75,7 @@ def test_what_is_not_known_is_nan_or_the_prior(spec):
 
     assert np.isnan(cell(spec, matrix, "proposition_catalog.category", row=1))
     assert np.isnan(cell(spec, matrix, "proposition_catalog.value", row=1))
-    assert np.isnan(cell(spec, matrix, "proposition_performance.idle_days", row=1))
+    assert np.isnan(cell(spec, matrix, "proposition_performance.idle", row=1))
     assert cell(spec, matrix, "proposition_performance.click_rate_1d", row=1) == pytest.approx(0.2)
 
 

@@ -28,7 +28,7 @@ from training.models import (
 )
 from training.positions import MAX_POSITION, PositionOffsets, position_offsets
 
-FEW_TREES = ModelParameters(max_trees=30, learning_rate=0.15)
+FEW_TREES = ModelParameters(max_trees=30, learning_rate=0.15, colsample_bytree=0.3)
 WEIGHTS = RulesWeights(frequency=1.0, recency=0.3, context=1.0, recency_half_life_s=86_400.0)
 
 
@@ -315,7 +315,7 @@ def test_baselines_are_what_their_names_say(spec, parts):
 
     rate = column("proposition_performance", "click_rate_30d")
     in_context = column("context_proposition_performance", "click_rate_30d")
-    age_s = column("proposition_performance", "idle_days") * 86_400.0
+    age_s = test.slates.decided_at_s[test.slate_of_row] - test.rows["proposition_performance"].as_of_s
     assert set(scores) == {RANDOM, SHOWN_ORDER, POPULARITY, RULES}
     assert np.array_equal(scores[POPULARITY], rate)
     assert np.array_equal(scores[SHOWN_ORDER], -test.positions)

@@ -145,12 +145,12 @@ def test_rules_rank_when_the_online_store_is_down(spec):
 def test_candidates_counters_past_their_ttl_read_as_no_row(spec, seconds_past_ttl, is_known):
     ttl_s = spec.schema.view("proposition_performance").ttl_s
     now = NOON + timedelta(seconds=ttl_s + seconds_past_ttl)
-    model = FakeModel(spec, "proposition_performance.idle_days")
+    model = FakeModel(spec, "proposition_performance.idle")
 
     slate = rankers(model).rank(request(), "r1", now, plenty())
 
-    idle_days = [ranked.score for ranked in slate.propositions]
-    assert np.isnan(idle_days).tolist() == [not is_known] * 2
+    idle = [ranked.score for ranked in slate.propositions]
+    assert np.isnan(idle).tolist() == [not is_known] * 2
 
 
 def test_a_bug_in_the_model_ranker_costs_quality_not_the_answer(spec):

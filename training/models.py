@@ -32,7 +32,7 @@ MAX_ROWS_IN_MEMORY = 20_000_000
 # A logistic regression of a hundred columns gains nothing from more.
 MAX_LOGISTIC_ROWS = 250_000
 # Threads that wait for each other cost more than they gain on fewer rows, and very much more on a busy machine.
-MIN_ROWS_FOR_THREADS = 50_000
+MIN_ROWS_FOR_THREADS = 200_000
 THREADS = 2
 
 RANDOM, SHOWN_ORDER, POPULARITY, RULES = "random", "shown_order", "popularity", "rules"

@@ -59,7 +59,7 @@ def test_two_workers_fit_the_ranker_of_one_machine(spec, parts, address, objecti
         np.nanmean(ndcg(of, test.relevance, test.slates.starts, 10, np.random.default_rng(1)))
         for of in scores
     ]
-    assert np.corrcoef(scores)[0, 1] > 0.98
+    assert np.corrcoef(scores)[0, 1] > 0.95
     assert quality[1] == pytest.approx(quality[0], abs=0.01)
     assert together.feature_names == list(spec.columns)
 

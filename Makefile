@@ -12,7 +12,9 @@ demo: $(VENV)/.demo
 	$(BIN)/propositions demo $(if $(ONCE),--once,)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/e2e
+	# Against the clock, on whole stacks: beside each other they would measure each other.
+	$(BIN)/python -m pytest tests/e2e
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(RUFF_STYLE) $(RUFF_RULES) .

@@ -248,12 +248,11 @@ def _ask_until_different(
     deadline = time.monotonic() + SEEN_TIMEOUT_S
     while time.monotonic() < deadline:
         after = service.ask("/suggest", question)
-        if after["strategy"] != "model":
-            raise DemoFailed(f"the slate was ranked by {after['strategy']}, not by the model")
-        if _order(after) != _order(before):
+        # A machine that is busy with something else may answer by the rules for a moment.
+        if after["strategy"] == "model" and _order(after) != _order(before):
             return after
         time.sleep(0.05)
-    raise DemoFailed(f"the slate did not change within {SEEN_TIMEOUT_S:g} s after the click")
+    raise DemoFailed(f"the model's slate did not change within {SEEN_TIMEOUT_S:g} s after the click")
 
 
 def _order(slate: Mapping[str, Any]) -> list[str]:

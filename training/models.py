@@ -16,7 +16,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from app.domain.rules import RulesWeights, score_by_rules
 from app.features.affinity import PAIR_COLUMNS
-from app.features.assembly import MatrixSpec, half_life_label
+from app.features.assembly import TREND, MatrixSpec
 from app.features.fold import COUNTER_VIEWS
 from app.features.schema import EntityName
 from training.dataset import Dataset, NothingToTrainOn
@@ -37,7 +37,6 @@ THREADS = 2
 
 RANDOM, SHOWN_ORDER, POPULARITY, RULES = "random", "shown_order", "popularity", "rules"
 _RATE_PREFIXES = ("click_rate_", "conversion_rate_")
-_TREND_SUFFIX = "_trend"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +159,7 @@ def rising_columns(columns: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(
         column
         for column, name in names
-        if name in PAIR_COLUMNS or (name.startswith(_RATE_PREFIXES) and not name.endswith(_TREND_SUFFIX))
+        if name in PAIR_COLUMNS or (name.startswith(_RATE_PREFIXES) and not name.endswith(TREND))
     )
 
 
@@ -322,21 +321,18 @@ def _sample(
 
 
 def baseline_scores(
-    spec: MatrixSpec, dataset: Dataset, matrix: np.ndarray, rules_weights: RulesWeights, seed: int
+    spec: MatrixSpec, dataset: Dataset, rules_weights: RulesWeights, seed: int
 ) -> Mapping[str, np.ndarray]:
-    """Scores float64 (n,) of rankers that learn nothing, by name, for a dataset and its matrix (n, columns)."""
-    rng, performance = np.random.default_rng(seed), COUNTER_VIEWS[EntityName.PROPOSITION]
-    click_rate = _column(spec, matrix, EntityName.PROPOSITION, "click_rate")
+    """Scores float64 (n,) of rankers that learn nothing, by name; they read what they need, whatever the model does."""
+    rng = np.random.default_rng(seed)
+    everywhere, in_context = _click_rates(spec, dataset)
+    performance = dataset.rows[COUNTER_VIEWS[EntityName.PROPOSITION]]
+    age_s = dataset.slates.decided_at_s[dataset.slate_of_row] - performance.as_of_s
     return {
         RANDOM: rng.random(len(dataset)),
         SHOWN_ORDER: _shown_order(dataset.positions, rng),
-        POPULARITY: click_rate,
-        RULES: score_by_rules(
-            click_rate,
-            _column(spec, matrix, EntityName.CONTEXT_PROPOSITION, "click_rate"),
-            dataset.slates.decided_at_s[dataset.slate_of_row] - dataset.rows[performance].as_of_s,
-            rules_weights,
-        ),
+        POPULARITY: everywhere,
+        RULES: score_by_rules(everywhere, in_context, age_s, rules_weights),
     }
 
 
@@ -346,7 +342,12 @@ def _shown_order(positions: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return -np.where(np.isnan(positions), last + 1.0 + rng.random(len(positions)), positions)
 
 
-def _column(spec: MatrixSpec, matrix: np.ndarray, entity: EntityName, name: str) -> np.ndarray:
-    """A column of counters, of the longest half-life if there is one for each."""
-    label = f"_{half_life_label(spec.half_lives_s[-1])}"
-    return matrix[:, spec.columns.index(f"{COUNTER_VIEWS[entity]}.{name}{label}")].astype(np.float64)
+def _click_rates(spec: MatrixSpec, dataset: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Smoothed click rates over the longest half-life, float64 (n,): everywhere, and in the context."""
+    moments_s = dataset.slates.decided_at_s[dataset.slate_of_row]
+    everywhere, in_context = (
+        spec.schema.view(COUNTER_VIEWS[e]) for e in (EntityName.PROPOSITION, EntityName.CONTEXT_PROPOSITION)
+    )
+    rates = spec.rates(everywhere, dataset.rows[everywhere.name], moments_s, None)
+    rates_in_context = spec.rates(in_context, dataset.rows[in_context.name], moments_s, rates)
+    return rates[:, 0, -1], rates_in_context[:, 0, -1]

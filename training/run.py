@@ -17,11 +17,12 @@ from app.adapters.feature_store import load_schema, open_feature_store
 from app.adapters.model_store import BASELINE, RANKER, ModelStore
 from app.domain.errors import ConfigurationError, ModelRefused
 from app.domain.rules import RulesWeights
-from app.features.assembly import MatrixSpec, learn_spec
+from app.features.assembly import MatrixSpec
 from app.features.ports import Model
 from app.features.schema import FeatureSchema
 from app.settings import Settings
 from training.calibration import Calibration, fit_calibration
+from training.columns import learn_columns
 from training.dataset import Dataset, NothingToTrainOn
 from training.dataset_folder import DatasetFolder
 from training.distributed import fit_ranker_distributed
@@ -206,14 +207,14 @@ def fit_model(
     """Learns parameters, trees and calibration; the slates to report on are not looked at.
 
     The validation slates decide on the number of trees and on the calibration. Then as many trees are fitted anew on
-    them, too: they are the newest that there are. The search for parameters and the constants of the matrix take the newest
-    part to fit on. `folder` keeps the search's trials.
+    them, too: they are the newest that there are. The search for parameters, the columns and the constants of the
+    matrix take the newest part to fit on. `folder` keeps the search's trials.
 
     Raises:
         NothingToTrainOn: too few slates, or slates of one kind only.
     """
     *_, newest = data.train_parts()
-    spec = learn_spec(schema, half_lives_s, newest.rows)
+    spec = learn_columns(schema, half_lives_s, newest)
     tuning, parameters = None, choices.parameters
     if choices.limits is not None:
         tuning = tune(
@@ -227,7 +228,7 @@ def fit_model(
             lambda number, total, best: on_step(f"trial {number} of {total}: best ndcg@10 {best:.4f}"),
         )
         parameters = tuning.best
-    on_step(f"fitting on {len(spec.columns)} columns")
+    on_step(f"fitting on {len(spec.columns)} columns; {len(spec.dropped)} tell nothing of their own")
     stopped = _fit(spec, data.train_parts, data.validation, parameters, choices)
     scores = stopped.inplace_predict(matrix(spec, data.validation), validate_features=False)
     calibration = fit_calibration(scores, data.validation.relevance > 0, data.validation.slates.starts)
@@ -270,7 +271,7 @@ def assess(
         LOGISTIC: Scores(probabilities, probabilities),
         **{
             name: Scores(values)
-            for name, values in baseline_scores(fitted.spec, test, rows, rules_weights, seed).items()
+            for name, values in baseline_scores(fitted.spec, test, rules_weights, seed).items()
         },
     }
     if current is not None:

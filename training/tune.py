@@ -15,8 +15,8 @@ import xgboost
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from app.features.assembly import learn_spec
 from app.features.schema import FeatureSchema
+from training.columns import learn_columns
 from training.dataset import Dataset, NothingToTrainOn
 from training.feeding import assemble_parts
 from training.matrix import matrix
@@ -90,7 +90,7 @@ def tune(
 ) -> Tuning:
     """Tries parameters on folds of `train`, learning from each trial which to try next (TPE, Bergstra et al. 2011).
 
-    Each fold fits on slates, stops at later ones and is scored on still later ones; constants of its matrix are its own.
+    Each fold fits on slates, stops at later ones and is scored on still later ones; columns and constants of its matrix are its own.
     Trials are kept in `folder`: a search that was cut short goes on where it ended, and finds what it would have found.
     Other slates, another seed or other defaults begin anew. The same seed gives the same result, unless time ends it.
 
@@ -131,7 +131,7 @@ class _Fold:
         cls, schema: FeatureSchema, half_lives_s: Sequence[float], parts: Sequence[Dataset], folder: Path
     ) -> "_Fold":
         fitted, stopping, scored = parts
-        spec = learn_spec(schema, half_lives_s, fitted.rows)
+        spec = learn_columns(schema, half_lives_s, fitted)
         assembled = assemble_parts(spec, [fitted], folder / "fitted")
         check_clicks(assembled.labels.relevance_counts)
         held_out = assemble_parts(spec, [stopping], folder / "stopping")

@@ -23,6 +23,8 @@ RATES = (
     ("conversion_rate", EventType.CONVERSION),
     ("dismiss_rate", EventType.DISMISS),
 )
+# After the name of a rate: how it has changed.
+TREND = "_trend"
 
 # Kinds of fields that fill no column by themselves.
 _NO_COLUMN = (FieldKind.COUNTER, FieldKind.IDS, FieldKind.TRAITS, FieldKind.NUMBER_VALUES)
@@ -52,7 +54,7 @@ class MatrixSpec:
 
     `base_rates` are the pooled rates of the training data by rate name; `prior_strengths` the learned
     strength per counter view and rate name; `vocabularies` the known texts per "view.field"; `ranks` the points of the
-    distribution of each number of propositions that is read.
+    distribution of each number of propositions that is read. `dropped` names the columns that the model does without.
     """
 
     schema: FeatureSchema
@@ -61,18 +63,19 @@ class MatrixSpec:
     prior_strengths: Mapping[str, Mapping[str, float]]
     vocabularies: Mapping[str, tuple[str, ...]]
     ranks: Mapping[str, tuple[float, ...]]
+    dropped: tuple[str, ...] = ()
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
         """Names of the matrix columns, in order."""
-        return tuple(name for view in self.views for name in self._view_columns(view))
+        return tuple(name for view in self.views for name in self._kept_columns(view))
 
     @cached_property
     def columns_of(self) -> Mapping[str, range]:
         """The columns that a view's block fills, by the name of the view."""
         ranges, first = {}, 0
         for view in self.views:
-            width = len(self._view_columns(view))
+            width = len(self._kept_columns(view))
             ranges[view.name] = range(first, first + width)
             first += width
         return ranges
@@ -80,7 +83,7 @@ class MatrixSpec:
     @cached_property
     def category_columns(self) -> tuple[str, ...]:
         """The columns that hold codes of texts, where only equality has a meaning."""
-        return tuple(self.vocabularies)
+        return tuple(name for name in self.vocabularies if name not in self.dropped)
 
     @cached_property
     def views(self) -> tuple[ViewSchema, ...]:
@@ -137,7 +140,17 @@ class MatrixSpec:
 
         `prior_rates` are the rates of the view's prior view, with n rows or one; None where it has none.
         """
-        block = np.empty((len(rows), len(self.columns_of[view.name])), dtype=np.float32)
+        if view.name not in self._read_views:
+            return np.empty((len(rows), 0), dtype=np.float32), None
+        block, rates = self._whole_block(view, rows, now_s, prior_rates)
+        kept = self._kept_places[view.name]
+        return (block if len(kept) == block.shape[1] else block.take(kept, axis=1)), rates
+
+    def _whole_block(
+        self, view: ViewSchema, rows: Rows, now_s: float | np.ndarray, prior_rates: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """As `block`, with all columns of the view."""
+        block = np.empty((len(rows), len(self.all_columns[view.name])), dtype=np.float32)
         rates, filled = None, 0
         if view.has_counters:
             rates, filled = self._fill_counters(block, view, rows, now_s, prior_rates)
@@ -164,18 +177,27 @@ class MatrixSpec:
         half_life_count = len(self.half_lives_s)
         last = 2 * half_life_count
         counts = decay_to(rows.counts, rows.as_of_s, now_s, self._half_lives)
-        rates = smoothed_rate(
-            counts[:, _SUCCESSES, :],
-            counts[:, _TRIALS, :],
-            self._base_rates if prior_rates is None else prior_rates,
-            self._strengths[view.name],
-        )
+        rates = self._smoothed(view, counts, prior_rates)
         block[:, 0:last:2] = np.log1p(counts[:, _TRIALS.start, :])
         block[:, 1:last:2] = rates[:, 0, :]
         block[:, last : last + len(RATES) - 1] = rates[:, 1:, -1]
         block[:, last + len(RATES) - 1] = np.log(rates[:, 0, 0] / rates[:, 0, -1])
         block[:, last + len(RATES)] = recency(rows.as_of_s, now_s)
         return rates, last + len(RATES) + 1
+
+    def rates(
+        self, view: ViewSchema, rows: Rows, now_s: float | np.ndarray, prior_rates: np.ndarray | None
+    ) -> np.ndarray:
+        """The smoothed rates of a counter view, float64 (n, rates, half-lives), as `block` has them."""
+        return self._smoothed(view, decay_to(rows.counts, rows.as_of_s, now_s, self._half_lives), prior_rates)
+
+    def _smoothed(self, view: ViewSchema, counts: np.ndarray, prior_rates: np.ndarray | None) -> np.ndarray:
+        return smoothed_rate(
+            counts[:, _SUCCESSES, :],
+            counts[:, _TRIALS, :],
+            self._base_rates if prior_rates is None else prior_rates,
+            self._strengths[view.name],
+        )
 
     @cached_property
     def _half_lives(self) -> np.ndarray:
@@ -196,6 +218,28 @@ class MatrixSpec:
             for view, strengths in self.prior_strengths.items()
         }
 
+    @cached_property
+    def _read_views(self) -> frozenset[str]:
+        """Of the other views neither the model nor the rates of another view need anything."""
+        priors = {view.prior_view for view in self.views}
+        return frozenset(v.name for v in self.views if len(self._kept_places[v.name]) or v.name in priors)
+
+    @cached_property
+    def _kept_places(self) -> Mapping[str, np.ndarray]:
+        """By view, which of all its columns are kept, intp ascending."""
+        return {
+            view: np.flatnonzero(~np.isin(columns, self.dropped))
+            for view, columns in self.all_columns.items()
+        }
+
+    @cached_property
+    def all_columns(self) -> Mapping[str, tuple[str, ...]]:
+        """By view, the names of its columns, dropped or not."""
+        return {view.name: tuple(self._view_columns(view)) for view in self.views}
+
+    def _kept_columns(self, view: ViewSchema) -> list[str]:
+        return [name for name in self.all_columns[view.name] if name not in self.dropped]
+
     def _view_columns(self, view: ViewSchema) -> list[str]:
         names = []
         if view.has_counters:
@@ -203,7 +247,7 @@ class MatrixSpec:
             first, *rarer = (name for name, _ in RATES)
             for label in labels:
                 names += [f"log_impressions_{label}", f"{first}_{label}"]
-            names += [f"{name}_{labels[-1]}" for name in rarer] + [f"{first}_trend", "idle"]
+            names += [f"{name}_{labels[-1]}" for name in rarer] + [f"{first}{TREND}", "idle"]
         if view.has_history:
             return [f"{view.name}.{name}" for name in PAIR_COLUMNS]
         for field in view.fields:
@@ -227,6 +271,7 @@ class MatrixSpec:
             prior_strengths=data["prior_strengths"],
             vocabularies={name: tuple(texts) for name, texts in data["vocabularies"].items()},
             ranks={name: tuple(points) for name, points in data["ranks"].items()},
+            dropped=tuple(data.get("dropped", ())),
         )
 
 

@@ -69,6 +69,8 @@ def test_a_ranker_learns_what_each_user_likes_and_beats_the_baselines(settings):
     manifest = ModelStore(settings.model_dir, settings.half_lives_s).manifest(trained.version)
     assert set(manifest["files_sha256"]) == {"ranker.ubj", "baseline.pkl"}
     assert manifest["windows"]["train"]["last"] <= manifest["windows"]["test"]["first"]
+    assert "proposition_performance.dismiss_rate_30d" in manifest["matrix"]["dropped"]  # nobody ever did
+    assert not set(manifest["matrix"]["dropped"]) & set(manifest["columns"])
 
 
 def test_the_same_seed_on_the_same_events_gives_the_same_model_and_report(settings):

@@ -1,10 +1,14 @@
 """What a user liked before, compared with candidates: numbers that a reader can check by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from app.features.affinity import (
     NO_HISTORY,
+    NOISE,
+    NUMBER_WEIGHT,
     Affinity,
     Histories,
     History,
@@ -42,14 +46,38 @@ def test_a_trait_counts_as_much_as_it_was_clicked_more_often_than_the_user_click
     assert columns[:, 0] == pytest.approx([2 * liked, liked, disliked, 0.0], rel=1e-6)
 
 
-def test_numbers_near_what_was_clicked_count_for_a_candidate_and_unknown_ones_not_at_all():
+def test_what_is_near_in_its_numbers_to_what_was_clicked_is_liked():
+    no_traits = replace(TRAITS, codes=RaggedColumn.empty(np.int32).with_rows(np.arange(4), [[]] * 4, 4))
     taste = history((2, 1, 1), (0, 1, 0))
 
-    columns = affinities(taste, 0.5, TRAITS, np.array([0, 1, 2, 3]), RANKS)
+    columns = affinities(taste, 0.5, no_traits, np.array([0, 1, 2, 3]), RANKS)
 
     low, middle, high, unknown = columns[:, 1]
-    assert low < middle == unknown == 0.0 < high
-    assert high == pytest.approx(-low)
+    assert low < 0.0 < high == pytest.approx(-low)
+    assert middle == unknown == pytest.approx(0.0, abs=1e-7)
+
+
+def test_likeness_is_the_kernel_regression_of_its_formula():
+    taste = history((0, 1, 1), (1, 4, 1), (2, 2, 0))
+
+    likeness = affinities(taste, 0.5, TRAITS, np.array([0, 1, 2, 3]), RANKS)[:, 1]
+
+    rate = (2 + 5 * 0.5) / (7 + 5)
+    in_common = np.array([[1, 0.5**0.5, 0], [0.5**0.5, 1, 0], [0, 0, 1], [0, 0, 0]])
+    ranks = np.array([-(3**0.5), 0.0, 3**0.5, 0.0])
+    kernel = in_common + NUMBER_WEIGHT * np.exp(-((ranks[:, None] - ranks[:3]) ** 2) / 2)
+    surprise = (np.array([1, 1 / 4, 0]) - rate) / np.sqrt(rate * (1 - rate))
+    weights = np.linalg.solve(kernel[:3] + np.diag(NOISE / np.array([1, 4, 2])), surprise)
+    assert likeness == pytest.approx(kernel @ weights, rel=1e-4)
+
+
+def test_what_two_shown_ones_have_in_common_counts_once():
+    """Twice the same, clicked: naive Bayes believes twice as much in each of its traits, likeness less than twice."""
+    once, twice = history((1, 1, 1), (2, 1, 0)), history((1, 2, 2), (2, 1, 0))
+
+    likeness = [affinities(taste, 0.3, TRAITS, np.array([1]), {})[0, 1] for taste in (once, twice)]
+
+    assert 0.0 < likeness[0] < likeness[1] < 1.5 * likeness[0]
 
 
 def test_without_a_history_nothing_is_known_which_is_not_indifference():

@@ -1,4 +1,6 @@
 import doctest
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,14 +99,37 @@ def test_one_row_for_all_gives_the_same_as_a_row_for_each(spec):
 
 
 def test_a_spec_survives_its_manifest(spec):
-    import json
+    fewer = replace(spec, dropped=spec.columns[:3])
 
-    assert MatrixSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert MatrixSpec.from_json(json.loads(json.dumps(fewer.to_json()))) == fewer != spec
+
+
+def test_dropped_columns_are_left_out_and_the_others_stay_as_they_are(spec):
+    dropped = tuple(
+        name for name in spec.columns if "user_activity" in name or name.endswith(("1h", "value"))
+    )
+    fewer = replace(spec, dropped=dropped)
+
+    matrix = fewer.assemble(two_candidates(), NOW, 2)
+
+    kept = [number for number, name in enumerate(spec.columns) if name not in dropped]
+    assert fewer.columns == tuple(spec.columns[number] for number in kept)
+    assert np.array_equal(matrix, spec.assemble(two_candidates(), NOW, 2)[:, kept], equal_nan=True)
+    assert [len(fewer.columns_of[view.name]) for view in fewer.views if view.name == "user_activity"] == [0]
+
+
+def test_codes_of_a_dropped_text_are_no_column(spec):
+    assert replace(spec, dropped=("proposition_catalog.category",)).category_columns == ()
+
+
+def test_a_manifest_from_before_columns_were_dropped_has_them_all(spec):
+    manifest = spec.to_json()
+    del manifest["dropped"]
+
+    assert MatrixSpec.from_json(manifest).columns == spec.columns
 
 
 def test_a_changed_feature_changes_the_schema_hash(spec):
-    from dataclasses import replace
-
     renamed = replace(SMALL_SCHEMA, service="ranker_v2")
 
     assert renamed.hash() != SMALL_SCHEMA.hash()

@@ -96,7 +96,7 @@ def test_a_ranker_beats_popularity_on_later_slates(spec, parts, objective):
     booster = fit_ranker(spec, in_parts(train), validation, replace(FEW_TREES, objective=objective), seed=3)
 
     rows = matrix(spec, test)
-    popularity = baseline_scores(spec, test, rows, WEIGHTS, 1)[POPULARITY]
+    popularity = baseline_scores(spec, test, WEIGHTS, 1)[POPULARITY]
     assert mean_ndcg(booster.inplace_predict(rows), test) > mean_ndcg(popularity, test) + 0.02
 
 
@@ -287,7 +287,7 @@ def test_the_logistic_regression_ranks_better_than_chance(spec, parts):
     baseline = fit_logistic_regression(spec, in_parts(train), seed=3)
 
     rows = matrix(spec, test)
-    chance = baseline_scores(spec, test, rows, WEIGHTS, 1)[RANDOM]
+    chance = baseline_scores(spec, test, WEIGHTS, 1)[RANDOM]
     assert baseline.row_count == len(train)
     assert mean_ndcg(baseline.scores(rows), test) > mean_ndcg(chance, test) + 0.05
 
@@ -311,23 +311,29 @@ def test_baselines_are_what_their_names_say(spec, parts):
     def column(view, name):
         return rows[:, spec.columns.index(f"{view}.{name}")].astype(float)
 
-    scores = baseline_scores(spec, test, rows, WEIGHTS, seed=1)
+    scores = baseline_scores(spec, test, WEIGHTS, seed=1)
 
     rate = column("proposition_performance", "click_rate_30d")
     in_context = column("context_proposition_performance", "click_rate_30d")
     age_s = test.slates.decided_at_s[test.slate_of_row] - test.rows["proposition_performance"].as_of_s
     assert set(scores) == {RANDOM, SHOWN_ORDER, POPULARITY, RULES}
-    assert np.array_equal(scores[POPULARITY], rate)
+    assert np.allclose(scores[POPULARITY], rate)
     assert np.array_equal(scores[SHOWN_ORDER], -test.positions)
-    assert np.array_equal(scores[RULES], score_by_rules(rate, in_context, age_s, WEIGHTS))
+    assert np.allclose(scores[RULES], score_by_rules(rate, in_context, age_s, WEIGHTS))
+
+
+def test_baselines_read_what_they_need_also_where_the_model_does_without(spec, parts):
+    blind = replace(spec, dropped=tuple(name for name in spec.columns if "click_rate" in name))
+
+    scores, scores_blind = (baseline_scores(each, parts[2], WEIGHTS, seed=1) for each in (spec, blind))
+
+    assert all(np.array_equal(scores[name], scores_blind[name], equal_nan=True) for name in scores)
 
 
 def test_impressions_of_unknown_position_come_last_in_the_order_shown(spec, parts):
     test = parts[2].slice(0, 2)
     positions = np.where(np.arange(len(test)) < 3, np.nan, test.positions)
 
-    scores = baseline_scores(spec, replace(test, positions=positions), matrix(spec, test), WEIGHTS, 1)[
-        SHOWN_ORDER
-    ]
+    scores = baseline_scores(spec, replace(test, positions=positions), WEIGHTS, 1)[SHOWN_ORDER]
 
     assert scores[:3].max() < scores[3:].min() and len(set(scores[:3])) == 3

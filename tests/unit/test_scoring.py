@@ -141,6 +141,25 @@ def whole_matrix(spec, taken, positions, online, now_s):
     return spec.assemble(rows, now_s, len(positions), pairs=pairs)
 
 
+def test_a_model_without_some_columns_is_scored_from_parts_as_well(spec, taken):
+    """Of the user's own view nothing is kept: the rates of user and category still shrink towards it."""
+    fewer = replace(spec, dropped=tuple(n for n in spec.columns if "user_activity" in n or n.endswith("_1h")))
+    rng = np.random.default_rng(5)
+    matrix = rng.random((500, len(fewer.columns))).astype(np.float32)
+    data = xgboost.DMatrix(matrix, label=matrix @ rng.normal(size=matrix.shape[1]))
+    booster = xgboost.train({"max_depth": 3, "nthread": 1}, data, 10)
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    scorer = Scorer(Trees(fewer, booster, forest), taken, NOW_S, max_bytes=1 << 20)
+    online, positions = read_online(READER, fewer, taken, request(), NOON, 1.0), np.arange(30)
+
+    scores = scorer.score(HERE, positions, taken.catalog, online, NOW_S)
+
+    rows = whole_matrix(fewer, taken, positions, online, NOW_S)
+    assert scores == pytest.approx(booster.inplace_predict(rows), abs=1e-5)
+    logged = scorer.matrix(HERE, positions, taken.catalog, online, NOW_S)
+    assert np.allclose(logged, rows, equal_nan=True)
+
+
 @pytest.mark.parametrize("has_forest", [True, False])
 def test_scores_from_parts_are_those_of_the_model_on_the_whole_matrix(spec, taken, booster, has_forest):
     forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json"))) if has_forest else None

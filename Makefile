@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUFF_RULES := --select E,F,I,B,UP,SIM,C4,PT,RUF --ignore E501,B008,PT018
 RUFF_STYLE := --line-length 110 --target-version py311
 
-.PHONY: demo test lint format bench gameday profile clean
+.PHONY: demo test lint format bench gameday soak fuzz sbom profile clean
 
 demo: $(VENV)/.demo
 	$(BIN)/propositions demo $(if $(ONCE),--once,)
@@ -29,9 +29,22 @@ format: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-# About ten minutes; SHORT=1 is a trial.
+# About a quarter of an hour; SHORT=1 is a trial.
 gameday: $(VENV)/.demo
-	$(BIN)/propositions gameday $(if $(SHORT),--short) --json build/gameday/events.json
+	$(BIN)/propositions gameday $(if $(SHORT),--short) --json build/gameday/gameday.json
+
+# Ten minutes of load with faults now and then: nothing may grow. SHORT=1 is a trial.
+soak: $(VENV)/.demo
+	$(BIN)/propositions gameday --scenario soak $(if $(SHORT),--short) --json build/gameday/soak.json
+
+# Some ten thousand requests that schemathesis makes of the OpenAPI document.
+fuzz: $(VENV)/.dev
+	FUZZ_EXAMPLES=400 $(BIN)/python -m pytest tests/integration/test_openapi_fuzz.py tests/unit/test_fuzz.py
+
+# What the service is made of, in CycloneDX' format.
+sbom: $(VENV)/.dev
+	mkdir -p build
+	$(BIN)/cyclonedx-py environment $(VENV) --output-format JSON --output-file build/sbom.json
 
 profile: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.profile $(if $(QUICK),--quick)

@@ -6,6 +6,7 @@ Feast and XGBoost take seconds to import, so what needs them is imported where i
 import atexit
 import gc
 import logging
+import math
 import random
 import sys
 import threading
@@ -30,6 +31,7 @@ from gevent.monkey import get_original
 from prometheus_client import CollectorRegistry, start_http_server
 
 from app.adapters import import_loader
+from app.adapters.breaker import CircuitBreaker
 from app.adapters.catalog_store import USERS, EntityStore, PropositionStore
 from app.adapters.database import (
     Database,
@@ -51,22 +53,26 @@ from app.adapters.kafka_metrics import IntakeMetrics, SenderMetrics
 from app.adapters.kafka_sender import KafkaSender
 from app.adapters.kafka_topics import KafkaProbe
 from app.adapters.keeper_process import KeeperProcess
+from app.adapters.key_file import KeyFile, KeyKeeper, LiveKeys
+from app.adapters.key_store import KeyStore
 from app.adapters.maintenance import PostgresMaintenance
 from app.adapters.model_store import ModelStore
 from app.adapters.online_eraser import RedisEraser
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import ClusterClient, RedisProbe, connect_redis
-from app.adapters.redis_wire import open_wire
+from app.adapters.redis_wire import GuardedWire, open_wire
 from app.adapters.schema_file import RegistrySchema, SchemaFile
+from app.adapters.shared_counts import SharedCounts
 from app.adapters.snapshots import KeeperReport, SnapshotFolder, SnapshotSource
 from app.adapters.spool import Loss, SpoolFolder
 from app.adapters.suggestion_cache import RedisSlateStore
 from app.api.factory import ApiServices, create_app
+from app.api.gunicorn_worker import Departure
 from app.api.health import DependencyStatus
 from app.api.logs import configure_logging
-from app.api.metrics import EventMetrics, ServingMetrics
+from app.api.metrics import EventMetrics, ResilienceMetrics, ServingMetrics
 from app.domain.errors import ConfigurationError, StoreUnavailable
-from app.domain.ports import EventLog, Ranker, Receipt
+from app.domain.ports import Breaker, EventLog, Ranker, Receipt
 from app.domain.types import Event, Proposition, Slate, SuggestRequest
 from app.events.commit import GroupCommit
 from app.events.drain import SpoolDrain
@@ -91,7 +97,8 @@ from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, RulesRanke
 from app.serving.refresh import Background, LiveModel, LiveSnapshot
 from app.serving.scoring import CurrentScorer
 from app.serving.suggest import Suggest
-from app.serving.turns import TakingTurns
+from app.serving.trial import require_fast
+from app.serving.turns import WAIT_SHARE, TakingTurns
 from app.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -104,9 +111,18 @@ DECISION_FLUSH_S = 0.5
 SLATES_FLUSH_S = 0.02
 # Events that share a commit at most, unless a single request brings more.
 GROUP_EVENTS = 1_000
-# So many outages in a row keep events from PostgreSQL or Kafka for so long; then one group tries again.
+# So many outages in a row keep everybody from PostgreSQL, or events from PostgreSQL or Kafka, for so long; then one
+# tries again.
 BREAKER_FAILURES = 3
 BREAKER_OPEN_S = 2.0
+# More than are ranked at once: a worker that stalls for a moment sees all that are under way time out together.
+REDIS_BREAKER_FAILURES = 6
+REDIS_BREAKER_OPEN_S = 1.0
+# Of a request's deadline, what scoring may take of the processor. A model that needs more does not get to serve; one
+# that comes to need more twice in a row is tried beside the requests until it does not.
+SCORING_SHARE = 0.5
+SLOW_SCORINGS = 2
+SCORING_TRIAL_INTERVAL_S = 1.0
 # There is nowhere to go from the spool: a disk that stalls is waited for.
 SPOOL_WAIT_S = 2.0
 DRAIN_INTERVAL_S = 0.5
@@ -115,6 +131,9 @@ SPOOL_TURN_WAIT_S, SPOOL_TURN_POLL_S = 5.0, 0.02
 # Live events wait for a batch's commit: at some 50 us per event that is a small part of their timeout.
 DRAIN_BATCH_EVENTS = 250
 SCHEMA_INTERVAL_S = 5.0
+# The keeper looks for changed API keys as often as workers look at its file: after two of these all have seen them.
+KEYS_INTERVAL_S = 1.0
+RATES_EXCHANGE_S = 0.1
 # New objects between two garbage collections; 700 by default.
 PROJECTOR_GC_ALLOCATIONS = 200_000
 ERASURES_INTERVAL_S = 60.0
@@ -268,6 +287,7 @@ def take_snapshot(settings: Settings) -> int:
     if keeper.problem is not None:
         raise StoreUnavailable(keeper.problem)
     RegistrySchema(settings).read()
+    _key_publisher(settings)()
     SnapshotFolder(settings.snapshot_dir).report(KeeperReport(time.time(), None))
     return keeper.size
 
@@ -276,7 +296,9 @@ def follow_news(settings: Settings, stop: threading.Event) -> None:
     """Publishes changes until stopped, and keeps the feature schema on disk current."""
     wait_cooperatively(KEEPER_REPLY_S)
     keeper, folder = build_keeper(settings), SnapshotFolder(settings.snapshot_dir)
-    read_schema = _schema_reader(settings)
+    read_schema, publish_keys = _schema_reader(settings), _key_publisher(settings)
+    publish_keys()
+    Background({publish_keys: KEYS_INTERVAL_S}).start()
     is_first = True
     while not stop.is_set():
         began_s = time.time()
@@ -289,6 +311,16 @@ def follow_news(settings: Settings, stop: threading.Event) -> None:
             is_first = False
         folder.report(KeeperReport(time.time(), keeper.problem))
         stop.wait(pause_s(settings.snapshot_refresh_s, worked_s))
+
+
+def key_store(settings: Settings) -> KeyStore:
+    return KeyStore(service_database(settings))
+
+
+def _key_publisher(settings: Settings) -> Callable[[], None]:
+    """Brings the API keys on disk up to date."""
+    keeper = KeyKeeper(key_store(settings).valid, KeyFile(settings.snapshot_dir))
+    return lambda: keeper.refresh(datetime.now(UTC))
 
 
 def _schema_reader(settings: Settings) -> Callable[[], None]:
@@ -365,8 +397,31 @@ def build_api(
     import_module("app.adapters.xgboost_model")  # takes a second, which no promotion should
 
     registry = CollectorRegistry()
-    metrics = ServingMetrics(registry)
-    database = service_database(settings)
+    metrics, resilience = ServingMetrics(registry), ResilienceMetrics(registry)
+    deadline_s = settings.suggest_deadline_ms / 1_000
+    postgres_breaker = CircuitBreaker(
+        "postgres", BREAKER_FAILURES, BREAKER_OPEN_S, on_state=resilience.breaker_changed
+    )
+    redis_breaker = CircuitBreaker(
+        "redis", REDIS_BREAKER_FAILURES, REDIS_BREAKER_OPEN_S, on_state=resilience.breaker_changed
+    )
+    model_breaker = CircuitBreaker(
+        "model",
+        SLOW_SCORINGS,
+        math.inf,
+        SCORING_SHARE * deadline_s,
+        resilience.breaker_changed,
+        is_failure=lambda error: isinstance(error, Exception),
+        work_clock=time.thread_time,
+    )
+    event_breaker = CircuitBreaker(
+        "events",
+        BREAKER_FAILURES,
+        BREAKER_OPEN_S,
+        settings.event_primary_timeout_ms / 1_000,
+        resilience.breaker_changed,
+    )
+    database = service_database(settings, postgres_breaker)
     online_store = connect_redis(
         settings.redis_address,
         settings.redis_timeout_ms,
@@ -383,6 +438,7 @@ def build_api(
 
     def prepare_scorer(model: Model) -> Callable[[], None]:
         prepared = scorer.prepared(model, snapshot.current, time.time())
+        require_fast(prepared, settings.candidate_budget, SCORING_SHARE * deadline_s)
         return lambda: scorer.adopt(prepared)
 
     model = LiveModel(
@@ -406,17 +462,31 @@ def build_api(
     def renew_scorer() -> None:
         run_aside(lambda: scorer.renew(model.current, snapshot.current, time.time()))
 
+    def try_scoring() -> None:
+        current = model.current
+        if current is not None:
+            trial = scorer.prepared(current, snapshot.current, time.time())
+            model_breaker.probe(
+                lambda: require_fast(trial, settings.candidate_budget, SCORING_SHARE * deadline_s)
+            )
+
+    def try_scoring_again() -> None:
+        if model_breaker.state != "closed":
+            run_aside(try_scoring)
+
+    wire = GuardedWire(open_wire(online_store), redis_breaker)
     by_model: Ranker = ModelRanker(
         lambda: model.current,
         current_snapshot,
-        RedisOnlineReader(online_store, FEAST_PROJECT),
+        RedisOnlineReader(wire, FEAST_PROJECT),
         generator,
         scorer,
         FeatureSampling(settings.decision_features_share, random.random),
+        model_breaker,
     )
     slates: RedisSlateStore | None = None
     if settings.suggest_cache_ttl_s > 0:
-        slates = RedisSlateStore(open_wire(online_store), settings.suggest_cache_ttl)
+        slates = RedisSlateStore(wire, settings.suggest_cache_ttl)
         by_model = cached = CachedRanker(
             by_model,
             slates,
@@ -430,6 +500,8 @@ def build_api(
     ranker = TakingTurns(
         Fallback(by_model, Fallback(rules, default, metrics.fell_back), metrics.fell_back),
         BoundedSemaphore(RANKINGS_AT_ONCE),
+        WAIT_SHARE * deadline_s,
+        RANKINGS_AT_ONCE,
     )
 
     def on_decision(request: SuggestRequest, slate: Slate) -> None:
@@ -445,11 +517,15 @@ def build_api(
                 (report.problem or "catalog is current")
                 if is_kept
                 else "the keeper of the snapshot is silent",
+                postgres_breaker.state,
             ),
-            "redis": DependencyStatus(online_probe.problem is None, online_probe.problem or "answers"),
+            "redis": DependencyStatus(
+                online_probe.problem is None, online_probe.problem or "answers", redis_breaker.state
+            ),
             "model": DependencyStatus(
-                model.problem is None and model.current is not None,
+                model.problem is None and model.current is not None and model_breaker.state == "closed",
                 model.problem or f"version {model.current.version}",
+                model_breaker.state,
             ),
             "snapshot": DependencyStatus(
                 snapshot.is_loaded, f"{len(snapshot.current.catalog)} propositions in memory"
@@ -458,6 +534,11 @@ def build_api(
         if kafka_probe is not None:
             problem = kafka_probe.problem
             statuses["kafka"] = DependencyStatus(problem is None, problem or "answers")
+        statuses["events"] = DependencyStatus(
+            event_breaker.state == "closed",
+            "recorded at once" if event_breaker.state == "closed" else "recorded in the spool for now",
+            event_breaker.state,
+        )
         return statuses
 
     forget_user = _forget_user(settings, database, online_store, run_aside)
@@ -468,21 +549,29 @@ def build_api(
         except StoreUnavailable as error:
             log.warning("erasures are finished later: %s", error)
 
-    for warm_up in (snapshot.refresh, model.refresh, online_probe.refresh):
+    keys = LiveKeys(KeyFile(settings.snapshot_dir))
+    # Not behind the breaker: nobody waits for what this wire brings.
+    rate_counts = SharedCounts(open_wire(online_store))
+    for warm_up in (snapshot.refresh, model.refresh, online_probe.refresh, keys.refresh):
         warm_up()
     repeated = {
         snapshot.refresh: settings.snapshot_refresh_s,
         model.refresh: settings.snapshot_refresh_s,
         online_probe.refresh: settings.snapshot_refresh_s,
+        keys.refresh: KEYS_INTERVAL_S,
+        rate_counts.exchange: RATES_EXCHANGE_S,
         decisions.flush: DECISION_FLUSH_S,
         finish_erasures: ERASURES_INTERVAL_S,
         renew_scorer: SCORER_RENEWAL * settings.candidate_features_max_age_s,
+        try_scoring_again: SCORING_TRIAL_INTERVAL_S,
     }
     if slates is not None:
         repeated[cached.flush] = SLATES_FLUSH_S
     event_metrics = EventMetrics(registry)
     outdate = OutdateSlates(slates, lambda count: metrics.cache_invalidated("event", count))
-    record_events, drain = _event_recording(settings, registry, event_metrics, outdate, run_aside)
+    record_events, drain = _event_recording(
+        settings, registry, event_metrics, event_breaker, outdate, run_aside
+    )
     repeated[drain] = DRAIN_INTERVAL_S
     if kafka_probe is not None:
         repeated[lambda: run_aside(lambda: kafka_probe.refresh(KAFKA_PROBE_TIMEOUT_S))] = KAFKA_PROBE_S
@@ -495,6 +584,11 @@ def build_api(
         users=EntityStore(database, USERS),
         forget_user=forget_user,
         flush_decisions=decisions.flush,
+        find_key=keys.find,
+        rate_counts=rate_counts,
+        is_overrun=lambda: ranker.is_overrun,
+        count_shed=resilience.shed,
+        is_leaving=lambda: Departure.is_near,
     )
     return services, Background(repeated), registry
 
@@ -503,6 +597,7 @@ def _event_recording(
     settings: Settings,
     registry: CollectorRegistry,
     metrics: EventMetrics,
+    breaker: Breaker,
     on_recorded: Callable[[Sequence[Event]], None],
     run_aside: Callable[[Callable], Any],
 ) -> tuple[RecordEvents, Callable[[], None]]:
@@ -516,7 +611,7 @@ def _event_recording(
 
     spool = SpoolFolder(settings.spool_dir, settings.spool_max_bytes, on_loss)
     drain_spool = SpoolDrain(spool, primary, DRAIN_BATCH_EVENTS, on_recorded, run_aside)
-    guarded = GuardedEventLog(primary, timeout_s, BREAKER_FAILURES, BREAKER_OPEN_S, metrics.breaker_changed)
+    guarded = GuardedEventLog(primary, breaker)
 
     def drain() -> None:
         metrics.spool_drained(drain_spool.run())

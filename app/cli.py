@@ -1,6 +1,5 @@
 """The `propositions` command. Training adds its commands through the entry points it declares."""
 
-import json
 import logging
 import os
 import signal
@@ -8,11 +7,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -24,6 +21,7 @@ from app.api.logs import configure_logging
 from app.domain.errors import ConfigurationError, PropositionsError, StoreUnavailable
 from app.features.slots import ALL_SLOTS
 from app.kafka_commands import kafka
+from app.key_commands import keys
 from app.settings import Settings, describe_settings, load_settings
 
 EXIT_REJECTS = 3
@@ -41,6 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(kafka)
+app.add_typer(keys)
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -346,32 +345,43 @@ def demo(
 
 @app.command()
 def gameday(
-    scenario: Annotated[str, typer.Option(help="What is tried: events.")] = "events",
-    short: Annotated[bool, typer.Option("--short", help="A minute instead of a quarter of an hour.")] = False,
+    scenario: Annotated[str, typer.Option(help="What is tried: events, serving or all.")] = "all",
+    short: Annotated[
+        bool, typer.Option("--short", help="A minute or two of each instead of a quarter of an hour.")
+    ] = False,
     kafka: Annotated[
         bool,
         typer.Option(help="Try some of it again with a Kafka broker before PostgreSQL, if there is one."),
     ] = True,
     seed: Annotated[int, typer.Option(help="Decides what is killed when.")] = 7,
-    json_path: Annotated[Path | None, typer.Option("--json", help="File for the result.")] = None,
+    json_path: Annotated[
+        Path | None,
+        typer.Option("--json", help="File for the result. A plot of the slates lies beside it."),
+    ] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            file_okay=False, help="Folder for the stacks, with their logs. Default: one that is removed."
+        ),
+    ] = None,
 ) -> None:
     """Start a stack of its own, kill parts of it under load, and see whether its promises hold. Else end with status 1."""
-    from app.gameday.events import FULL, SHORT, run_events_gameday, table_rows
+    from app.gameday.run import SCENARIOS, Order, run_scenario, write_results
 
-    if scenario != "events":
-        raise typer.BadParameter("--scenario must be events")
-    plan = replace(SHORT if short else FULL, seed=seed)
-    with TemporaryDirectory(prefix="gameday-") as folder:
-        report = run_events_gameday(plan, Path(folder), kafka, lambda text: errors.print(text))
-    header, *rows = table_rows(report)
-    table = Table(*header, title=f"{plan.rate:g} events/s, seed {seed}")
-    for row in rows:
-        table.add_row(*row)
-    (console if console.is_terminal else Console(width=PAGE_WIDTH)).print(table)
+    names = list(SCENARIOS) if scenario == "all" else [scenario]
+    if not set(names) <= set(SCENARIOS):
+        raise typer.BadParameter(f"--scenario must be one of {', '.join(SCENARIOS)}, all")
+    order = Order(short, seed, kafka, lambda text: errors.print(text))
+    results = {}
+    for name in names:
+        result = results[name] = run_scenario(name, order, keep)
+        table = Table(*result.header, title=result.title)
+        for row in result.rows:
+            table.add_row(*row)
+        (console if console.is_terminal else Console(width=PAGE_WIDTH)).print(table)
     if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(report.to_json(), indent=2))
-    if not report.passed:
+        write_results(results, json_path)
+    if not all(result.passed for result in results.values()):
         raise typer.Exit(1)
 
 

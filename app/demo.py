@@ -34,6 +34,7 @@ DATA_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 READY_TIMEOUT_S = 120.0
 SEEN_TIMEOUT_S = 30.0
 SLATE_LENGTH = 10
+KEY_NAME = "demo"
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -63,7 +64,7 @@ def run_demo(once: bool) -> None:
         _run("models", "promote", "latest", "--force", "--reason", "the demo")
         # The addresses of the embedded servers are known now.
         settings = load_settings()
-        with _service(settings) as service:
+        with _service(settings, _key()) as service:
             _show_what_a_click_changes(service, settings)
             if not once:
                 _serve_until_interrupted(service)
@@ -112,23 +113,42 @@ def _run(*arguments: str) -> None:
         raise DemoFailed(f"`propositions {arguments[0]}` failed")
 
 
+def _key() -> str:
+    """An API key of this run. Keys of earlier runs, whose secrets nobody knows any more, are revoked."""
+    for key in json.loads(_output("keys", "list", "--json")):
+        if key["name"] == KEY_NAME and key["is_valid"]:
+            _run("keys", "revoke", key["key_id"])
+    scopes = [flag for scope in ("suggest", "events") for flag in ("--scope", scope)]
+    command = ["keys", "create", KEY_NAME, *scopes]
+    _say(f"$ propositions {' '.join(command)}")
+    return _output(*command).strip()
+
+
+def _output(*arguments: str) -> str:
+    done = subprocess.run([_program("propositions"), *arguments], stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise DemoFailed(f"`propositions {' '.join(arguments[:2])}` failed")
+    return done.stdout
+
+
 def _program(name: str) -> str:
     return str(Path(sys.executable).with_name(name))
 
 
 class _Service:
-    def __init__(self, url: str) -> None:
-        self.url = url
+    def __init__(self, url: str, key: str) -> None:
+        self.url, self.key = url, key
 
     def ask(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
-        request = Request(self.url + path, data, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
+        request = Request(self.url + path, data, headers)
         with urlopen(request, timeout=10) as response:
             return json.load(response)
 
 
 @contextmanager
-def _service(settings: Settings) -> Iterator[_Service]:
+def _service(settings: Settings, key: str) -> Iterator[_Service]:
     """The web service and the projector, as processes that end with this block."""
     log_path = settings.data_dir / "demo.log"
     _say(f"$ propositions serve & propositions project --follow &   (logs: {log_path})")
@@ -138,7 +158,7 @@ def _service(settings: Settings) -> Iterator[_Service]:
             for arguments in (["serve"], ["project", "--follow"])
         ]
         try:
-            service = _Service(f"http://{settings.host}:{settings.port}")
+            service = _Service(f"http://{settings.host}:{settings.port}", key)
             _wait_until_ready(service, processes)
             yield service
         finally:
@@ -165,7 +185,10 @@ def _wait_until_ready(service: _Service, processes: Sequence[subprocess.Popen]) 
 def _show_what_a_click_changes(service: _Service, settings: Settings) -> None:
     user_id = "1"
     question = {"user_id": user_id, "context": {}, "limit": SLATE_LENGTH}
-    _say(f"POST /suggest {json.dumps(question)}")
+    _say(
+        f"$ curl -s {service.url}/suggest -H 'Authorization: Bearer {service.key}' "
+        f"-H 'Content-Type: application/json' -d '{json.dumps(question)}'"
+    )
     before = service.ask("/suggest", question)
     _show(before)
     clicked = before["propositions"][-1]

@@ -22,7 +22,7 @@ from app.adapters.embedded import EmbeddedServers
 from app.bootstrap import migrate_database
 from app.settings import Settings, load_settings
 
-pytest_plugins = ["tests.kafka_broker"]
+pytest_plugins = ["tests.access", "tests.kafka_broker"]
 
 TEMPLATE = "template_propositions"
 
@@ -157,3 +157,5 @@ def _use(patch: pytest.MonkeyPatch, database_url: str, redis_url: str, data_dir:
     patch.setenv("DATABASE_URL", database_url)
     patch.setenv("REDIS_URL", redis_url)
     patch.setenv("DATA_DIR", str(data_dir))
+    # What is not about access asks without keys; see tests/access.py.
+    patch.setenv("DEVELOPMENT_MODE", "true")

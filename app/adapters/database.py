@@ -4,6 +4,7 @@ import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import orjson
 import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
@@ -13,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.domain.errors import StoreUnavailable
+from app.domain.ports import UNGUARDED, Breaker
 from app.settings import Settings
 
 _OUTAGES = (
@@ -42,6 +44,7 @@ class Database:
         retries_refusals: what PostgreSQL refuses for another reason than the data, such as a missing grant or a
             damaged index, is an outage. For who keeps the data and tries again; elsewhere it shows as the bug
             that it may be.
+        breaker: while it is open, nobody waits for PostgreSQL.
     """
 
     def __init__(
@@ -52,14 +55,17 @@ class Database:
         statement_timeout_ms: int,
         is_probed: bool = True,
         retries_refusals: bool = False,
+        breaker: Breaker = UNGUARDED,
     ) -> None:
         self._retries_refusals = retries_refusals
+        self._breaker = breaker
         self._engine: Engine = create_engine(
             make_url(url.replace("postgres://", "postgresql://", 1)).set(drivername="postgresql+psycopg2"),
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=connect_timeout_s,
             pool_pre_ping=is_probed,
+            json_deserializer=orjson.loads,  # numbers beyond 64 bits come back as floats, as which they can be shown
             hide_parameters=True,  # they hold ids of users, and errors end in logs
             connect_args={
                 "connect_timeout": connect_timeout_s,
@@ -79,12 +85,8 @@ class Database:
         Raises:
             StoreUnavailable: PostgreSQL is down or too slow; nothing was committed, or it is unknown.
         """
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except (DBAPIError, PoolTimeoutError, psycopg2.Error) as error:
-            _raise_if_outage(error, self._retries_refusals)
-            raise
+        with self._outages_told(), self._engine.begin() as connection:
+            yield connection
 
     @contextmanager
     def snapshot(self) -> Iterator[Connection]:
@@ -96,12 +98,11 @@ class Database:
     @contextmanager
     def session(self) -> Iterator[Connection]:
         """A connection outside transactions, for locks that last as long as the block."""
-        try:
-            with self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                yield connection
-        except (DBAPIError, PoolTimeoutError, psycopg2.Error) as error:
-            _raise_if_outage(error, self._retries_refusals)
-            raise
+        with (
+            self._outages_told(),
+            self._engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection,
+        ):
+            yield connection
 
     @contextmanager
     def detached_session(self) -> Iterator[Connection]:
@@ -109,6 +110,16 @@ class Database:
         with self.session() as connection:
             connection.detach()
             yield connection
+
+    @contextmanager
+    def _outages_told(self) -> Iterator[None]:
+        """To the breaker, and in the words of the domain."""
+        with self._breaker.guard():
+            try:
+                yield
+            except (DBAPIError, PoolTimeoutError, psycopg2.Error) as error:
+                _raise_if_outage(error, self._retries_refusals)
+                raise
 
     def close(self) -> None:
         self._engine.dispose()
@@ -128,9 +139,9 @@ def _raise_if_outage(error: Exception, retries_refusals: bool) -> None:
         raise StoreUnavailable(f"PostgreSQL refuses: {_first_line(error)}") from error
 
 
-def service_database(settings: Settings) -> Database:
+def service_database(settings: Settings, breaker: Breaker = UNGUARDED) -> Database:
     """For short statements on the way of a request."""
-    return _database(settings, settings.database_timeout_ms)
+    return _database(settings, settings.database_timeout_ms, breaker=breaker)
 
 
 def event_database(settings: Settings) -> Database:
@@ -144,7 +155,11 @@ def batch_database(settings: Settings) -> Database:
 
 
 def _database(
-    settings: Settings, statement_timeout_ms: int, is_probed: bool = True, retries_refusals: bool = False
+    settings: Settings,
+    statement_timeout_ms: int,
+    is_probed: bool = True,
+    retries_refusals: bool = False,
+    breaker: Breaker = UNGUARDED,
 ) -> Database:
     return Database(
         settings.postgres_url,
@@ -153,6 +168,7 @@ def _database(
         statement_timeout_ms,
         is_probed,
         retries_refusals,
+        breaker,
     )
 
 

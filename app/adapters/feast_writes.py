@@ -27,6 +27,7 @@ local function instant(timestamp)
     repeat
       at = at + 1
       byte = timestamp:byte(at)
+      if not byte then return -1, 0 end -- garbage
       value, scale = value + byte % 128 * scale, scale * 128
     until byte < 128
     parts[tag], at = value, at + 1
@@ -44,6 +45,8 @@ end
 local row, at = {}, 3 + fields
 for field = 1, fields do row[2 * field - 1] = ARGV[3 + field] end
 for _, key in ipairs(KEYS) do
+  -- What is no hash is nobody's row.
+  if redis.call('TYPE', key).ok ~= 'hash' then redis.call('DEL', key) end
   local stored = keep_newer and redis.call('HGET', key, row[1])
   if not stored or is_newer(ARGV[at + 1], stored) then
     for field = 1, fields do row[2 * field] = ARGV[at + field] end

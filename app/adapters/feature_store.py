@@ -13,7 +13,7 @@ import psycopg
 import pyarrow as pa
 from feast import FeatureStore, FeatureView
 from feast.errors import FeastObjectNotFoundException
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from app.adapters.feast_values import NotInColumns
@@ -217,9 +217,17 @@ class OnlineFeatureWriter:
         self._online_store.write_batches(self._store.config, batches, over_newer)
 
     def marks(self) -> Mapping[str, str]:
-        """What `set_marks` was told, by name; empty when the store lost its data."""
+        """What `set_marks` was told, by name; empty when the store lost its data, or somebody else's lie there."""
         try:
-            return {name.decode(): mark.decode() for name, mark in self._client.hgetall(_MARKS_KEY).items()}
+            marks = self._client.hgetall(_MARKS_KEY)
+            return {
+                name.decode(errors="replace"): mark.decode(errors="replace") for name, mark in marks.items()
+            }
+        except ResponseError as error:
+            if not str(error).startswith("WRONGTYPE"):
+                raise StoreUnavailable(f"Redis refuses: {error}") from error
+            self._client.delete(_MARKS_KEY)
+            return {}
         except RedisError as error:
             raise StoreUnavailable(f"Redis did not answer: {error}") from error
 

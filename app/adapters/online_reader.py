@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-import redis
 
 from app.adapters.feast_layout import (
     decode_timestamp,
@@ -17,8 +16,7 @@ from app.adapters.feast_layout import (
     timestamp_field,
     value_field,
 )
-from app.adapters.redis_client import ClusterClient
-from app.adapters.redis_wire import open_wire
+from app.adapters.redis_wire import Wire
 from app.domain.errors import FeaturesUnavailable, StoreUnavailable
 from app.domain.types import FeatureState
 from app.features.ports import OnlineRows
@@ -38,8 +36,8 @@ class RedisOnlineReader:
     by the row's own timestamp.
     """
 
-    def __init__(self, client: redis.Redis | ClusterClient, project: str) -> None:
-        self._wire = open_wire(client)
+    def __init__(self, wire: Wire, project: str) -> None:
+        self._wire = wire
         self._project = project
         self._hashes: dict[tuple[int, ...], _Hash] = {}
 

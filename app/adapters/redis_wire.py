@@ -9,7 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import hiredis
 import redis
@@ -19,15 +19,36 @@ from redis.exceptions import AskError, MovedError
 
 from app.adapters.redis_client import REDIS_ERRORS, ClusterClient
 from app.domain.errors import StoreUnavailable
+from app.domain.ports import Breaker
 
 _READ_BYTES = 16_384
 _NOTHING = object()
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"
 
 
+class CommandRefused(StoreUnavailable):
+    """Redis answers, and cannot do what it is asked for: what lies under a key is of another type, for example."""
+
+
+class Wire(Protocol):
+    """See `RedisWire.ask`."""
+
+    def ask(self, packed: bytes, reply_count: int, timeout_s: float | None = None) -> list[Any]: ...
+
+
 def open_wire(client: redis.Redis | ClusterClient) -> "RedisWire | ClusterWire":
     """A wire to where `client` goes, with its timeouts and as many connections of its own."""
     return ClusterWire(client) if isinstance(client, ClusterClient) else RedisWire(client.connection_pool)
+
+
+class GuardedWire:
+    """A wire behind a breaker."""
+
+    def __init__(self, wire: Wire, breaker: Breaker) -> None:
+        self._wire, self._breaker = wire, breaker
+
+    def ask(self, packed: bytes, reply_count: int, timeout_s: float | None = None) -> list[Any]:
+        return self._breaker.call(lambda: self._wire.ask(packed, reply_count, timeout_s))
 
 
 class RedisWire:
@@ -233,7 +254,7 @@ def _unpack(packed: bytes, count: int) -> list[tuple[bytes, ...]]:
 def _without_errors(replies: list[Any]) -> list[Any]:
     for reply in replies:
         if isinstance(reply, hiredis.ReplyError):
-            raise StoreUnavailable(f"Redis refused a command: {reply}")
+            raise CommandRefused(f"Redis refused a command: {reply}")
     return replies
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import hiredis
 import orjson
 
-from app.adapters.redis_wire import ClusterWire, RedisWire
+from app.adapters.redis_wire import CommandRefused, Wire
 from app.domain.errors import StoreUnavailable
 from app.domain.ports import Kept
 from app.domain.types import DegradationLevel, FeatureState, RankedProposition, Slate, Strategy
@@ -22,15 +22,16 @@ MOST_WAITING = 5_000
 class RedisSlateStore:
     """Implements `SlateStore`. The slates of users without an id share a hash, which no event outdates."""
 
-    def __init__(self, wire: RedisWire | ClusterWire, ttl: timedelta) -> None:
+    def __init__(self, wire: Wire, ttl: timedelta) -> None:
         self._wire = wire
         self._expiry_ms = b"%d" % int((ttl + _GRACE).total_seconds() * 1_000)
         self._waiting: list[bytes] = []
 
     def find(self, user_id: str | None, key: str, timeout_s: float) -> Kept:
         packed = hiredis.pack_command((b"HMGET", slates_key(user_id), _EPOCH, key.encode()))
-        ((epoch, kept),) = self._wire.ask(packed, 1, timeout_s)
+        (reply,) = self._wire.ask(packed, 1, timeout_s)
         try:
+            epoch, kept = reply
             now_epoch = int(epoch or 0)
             if kept is None:
                 return Kept(now_epoch, None)
@@ -57,8 +58,14 @@ class RedisSlateStore:
             + self._expire(slates_key(user_id))
             for user_id in user_ids
         )
-        if packed:
+        if not packed:
+            return
+        try:
             self._wire.ask(packed, 2 * len(user_ids))
+        except CommandRefused:
+            # Somebody else's, or garbage. Without the hash no kept slate is found, which is as good.
+            keys = (hiredis.pack_command((b"DEL", slates_key(user_id))) for user_id in user_ids)
+            self._wire.ask(b"".join(keys), len(user_ids))
 
     def _expire(self, redis_key: bytes) -> bytes:
         return hiredis.pack_command((b"PEXPIRE", redis_key, self._expiry_ms))

@@ -49,7 +49,10 @@ def read_model(version: str, spec: MatrixSpec, content: bytes) -> XGBoostModel:
 
 def _forest(version: str, booster: xgboost.Booster) -> Forest | None:
     """The booster's trees for evaluation part by part; None where that is not possible."""
+    kind = orjson.loads(booster.save_config())["learner"]["gradient_booster"]["name"]
     try:
+        if kind != "gbtree":  # found out before all its trees are parsed, which holds up requests
+            raise UnsupportedForest(f"it is a {kind}")
         return Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
     except UnsupportedForest as error:
         log.warning("model %s is scored by XGBoost itself: %s", version, error)

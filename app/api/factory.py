@@ -10,14 +10,20 @@ from flask.json.provider import JSONProvider
 from flask_openapi import Info, OpenAPI
 from prometheus_client import CollectorRegistry
 from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
 
+from app.api.access import FindKey, authorize_callers, describe_access, identify_callers
+from app.api.admission import Admission
 from app.api.catalog import catalog_routes, user_routes
+from app.api.cors import allow_origins
 from app.api.events import event_routes
 from app.api.health import DependencyStatus, health_routes
 from app.api.logs import log_requests
-from app.api.problems import Problem, invalid_body, register_error_handlers
+from app.api.problems import Problem, describe_problems, invalid_body, register_error_handlers
+from app.api.rate_limits import Counts, limit_rates
 from app.api.schemas import EventOutcome
+from app.api.security_headers import SecurityHeaders
 from app.api.suggest import suggest_routes
 from app.domain.ports import PropositionStore, UserStore
 from app.domain.types import StoredIn
@@ -26,6 +32,9 @@ from app.events.record import RecordEvents
 from app.life.forget import ForgetUser
 from app.serving.suggest import Suggest
 from app.settings import Settings
+
+# Requests under way per worker, by the first part of their path: what one kind needs does not take all from the others.
+MOST_AT_ONCE = {"log_event": 256, "propositions": 32, "users": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +47,18 @@ class ApiServices:
     forget_user: ForgetUser
     check_health: Callable[[], Mapping[str, DependencyStatus]]
     flush_decisions: Callable[[], None]
+    find_key: FindKey
+    rate_counts: Counts
+    is_overrun: Callable[[], bool]
+    count_shed: Callable[[str], None]
+    is_leaving: Callable[[], bool]
 
 
 class IdConverter(BaseConverter):
     """An id as a path's last part: slashes are as good as any other sign."""
 
     part_isolating = False
-    regex = ".+"
+    regex = "(?s:.+)"  # also line breaks: the schema says that they are wrong, and where
 
 
 class OrjsonProvider(JSONProvider):
@@ -76,6 +90,9 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
     app.url_map.converters["id"] = IdConverter
     app.url_map.merge_slashes = False
     log_requests(app)
+    identify_callers(app, services.find_key)
+    limit_rates(app, settings, services.rate_counts)
+    authorize_callers(app, settings)
     register_error_handlers(app, settings.retry_after_s)
     app.register_api(
         suggest_routes(
@@ -95,8 +112,15 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
     )
     app.register_api(catalog_routes(services.propositions))
     app.register_api(user_routes(services.users, services.forget_user))
-    app.register_api(health_routes(services.check_health))
+    app.register_api(health_routes(services.check_health, services.is_leaving))
     app.add_url_rule("/openapi.json", "openapi_json", lambda: app.api_doc)
     app.add_url_rule("/docs", "docs", lambda: redirect("/docs/swagger"))
+    describe_access(app.api_doc)
+    describe_problems(app.api_doc)
+    allow_origins(app, settings.cors_origins)
     GunicornInternalPrometheusMetrics(app, group_by="url_rule", registry=registry)
+    app.wsgi_app = SecurityHeaders(app.wsgi_app)
+    app.wsgi_app = Admission(app.wsgi_app, services.is_overrun, MOST_AT_ONCE, services.count_shed)
+    if settings.trusted_proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0)
     return app

@@ -7,7 +7,9 @@ from app.settings import load_settings
 
 settings = load_settings()
 
-bind = f"{settings.host}:{settings.port}"
+bind = [f"{settings.host}:{settings.port}"]
+if settings.private_port:
+    bind.append(f"{settings.host}:{settings.private_port}")
 workers = settings.web_workers
 worker_class = "app.api.gunicorn_worker.Worker"
 worker_connections = settings.web_connections
@@ -32,7 +34,11 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(settings.metrics_dir)
 def on_starting(server):
     # Numbers of an earlier run, and its dead workers, would be added to this one's.
     shutil.rmtree(settings.metrics_dir, ignore_errors=True)
-    settings.metrics_dir.mkdir(parents=True)
+    settings.metrics_dir.mkdir(parents=True, mode=0o700)
+
+
+def on_exit(server):
+    shutil.rmtree(settings.metrics_dir, ignore_errors=True)
 
 
 def child_exit(server, worker):

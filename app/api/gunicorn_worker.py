@@ -1,11 +1,21 @@
-"""gunicorn's gevent worker, with connections shared out evenly among the workers."""
+"""gunicorn's gevent worker: shares connections out evenly, waits for nobody for ever, and leaves politely."""
+
+import time
+from types import FrameType
+from typing import Any
 
 import gevent
 from gevent.server import StreamServer
+from gunicorn.http.errors import InvalidHeader, NoMoreData, ParseException, UnsupportedTransferCoding
 from gunicorn.workers import ggevent
+from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestTimeout
+
+from app.settings import load_settings
 
 # Longer than another worker takes to wake up; so a worker still accepts up to a thousand connections a second.
 TURN_S = 0.001
+# A whole body has to arrive within this time: who sends a byte now and then must not hold a connection for ever.
+BODY_TIMEOUT_S = 15.0
 
 
 class TurnTakingServer(StreamServer):
@@ -13,20 +23,115 @@ class TurnTakingServer(StreamServer):
 
     When many clients connect at once, as after a deployment, the worker that is awake takes most of them, and with
     them most of the load for as long as they stay: at 80 % of what two workers can do, one had 95 % and
-    the other 60 %.
+    the other 60 %. A worker that is so busy that its turn comes late makes up for it: else clients of a worker
+    that has died would wait for seconds.
     """
 
     def do_handle(self, *args) -> None:
         super().do_handle(*args)
-        self.stop_accepting()
-        gevent.spawn_later(TURN_S, self._accept_again)
+        if self._watcher is not None:  # the first of its turn
+            self.stop_accepting()
+            gevent.spawn_later(TURN_S, self._accept_again, time.monotonic() + TURN_S)
 
-    def _accept_again(self) -> None:
+    def _accept_again(self, due_s: float) -> None:
         if self.started:
+            self.max_accept = 1 + int((time.monotonic() - due_s) / TURN_S)
             self.start_accepting()
 
 
+class Departure:
+    """Whether this worker is about to end: it still answers, and balancers should send no more."""
+
+    is_near = False
+
+
+class TimedBody:
+    """The body of a request, all of which has to arrive before a deadline."""
+
+    def __init__(self, request: Any, timeout_s: float) -> None:
+        self._request = request
+        self._body = request.body
+        self._deadline_s = time.monotonic() + timeout_s
+
+    def read(self, size: int | None = None) -> bytes:
+        return self._in_time(self._body.read, size)
+
+    def readline(self, size: int | None = None) -> bytes:
+        return self._in_time(self._body.readline, size)
+
+    def _in_time(self, read, size: int | None) -> bytes:
+        with gevent.Timeout(max(self._deadline_s - time.monotonic(), 0.0)) as timeout:
+            try:
+                return read(size)
+            except gevent.Timeout as late:
+                if late is not timeout:
+                    raise
+                self._request.force_close()  # what is left of the body must not be taken for a request
+                raise RequestTimeout("the body did not arrive in time") from late
+            except (NoMoreData, OSError) as error:
+                self._request.force_close()
+                raise ClientDisconnected from error
+            except ParseException as error:
+                self._request.force_close()
+                raise BadRequest(f"the body is not what its header says: {error}") from error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)
+
+
 class Worker(ggevent.GeventWorker):
+    """Told to end, it goes on for `SHUTDOWN_DRAIN_S` as not ready, closing each connection behind its answer, and
+    then ends what is left idle: clients that keep connections would hold it up until it is killed."""
+
     def run(self) -> None:
         ggevent.StreamServer = TurnTakingServer
+        self._idle: dict[gevent.Greenlet, gevent.Timeout] = {}
+        self._under_way: set[Any] = set()
+        self._drain_s = load_settings().shutdown_drain_s
         super().run()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        Departure.is_near = True
+        self.cfg.set("keepalive", 0)
+        for request in self._under_way:
+            request.force_close()
+        gevent.spawn_later(self._drain_s, self._leave)
+
+    def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
+        if req.body is not None:
+            req.body = TimedBody(req, BODY_TIMEOUT_S)
+        self._under_way.add(req)
+        try:
+            super().handle_request(listener_name, req, sock, addr)
+        finally:
+            self._under_way.remove(req)
+
+    def handle_error(self, req: Any, client: Any, addr: Any, exc: BaseException) -> None:
+        """A coding that nobody has heard of is the caller's mistake, and no 501 that wakes somebody up."""
+        if isinstance(exc, UnsupportedTransferCoding):
+            exc = InvalidHeader("Transfer-Encoding")
+        super().handle_error(req, client, addr, exc)
+
+    def timeout_ctx(self) -> "_Idle":
+        return _Idle(self._idle, super().timeout_ctx())
+
+    def _leave(self) -> None:
+        self.alive = False
+        for greenlet, timeout in list(self._idle.items()):
+            greenlet.kill(timeout, block=False)
+
+
+class _Idle:
+    """While a connection waits for its next request."""
+
+    def __init__(self, idle: dict[gevent.Greenlet, gevent.Timeout], timeout: gevent.Timeout) -> None:
+        self._idle, self._timeout = idle, timeout
+
+    def __enter__(self) -> None:
+        self._idle[gevent.getcurrent()] = self._timeout
+        self._timeout.start()
+
+    def __exit__(self, kind, error, trace) -> bool:
+        self._timeout.close()
+        del self._idle[gevent.getcurrent()]
+        return error is self._timeout

@@ -11,6 +11,8 @@ import ecs_logging
 import orjson
 from flask import Flask, Response, g, request
 
+from app.domain.access import has_key
+
 ECS_VERSION = "1.6.0"
 MAX_REQUEST_ID = 100
 
@@ -20,7 +22,7 @@ def configure_logging(level: str) -> None:
     handler.setFormatter(ecs_logging.StdlibFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # Chatty at INFO, and about their own inner life only.
-    for name in ("feast", "alembic", "urllib3"):
+    for name in ("feast", "alembic", "urllib3", "flask-limiter"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -36,6 +38,7 @@ def log_requests(app: Flask) -> None:
     def begin() -> None:
         given = request.headers.get("X-Request-Id", "")
         is_sane = 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable()
+        is_sane = is_sane and not has_key(given)
         g.request_id = given if is_sane else str(uuid.uuid4())
         g.started = time.perf_counter()
 
@@ -60,6 +63,8 @@ def log_requests(app: Flask) -> None:
                 },
                 "event": {"duration": int((time.perf_counter() - g.started) * 1e9)},
             }
+            if api_key := g.get("api_key"):
+                line["labels"] = {"key_id": api_key.key_id}
             sys.stdout.write(orjson.dumps(line, option=_LINE).decode())
             sys.stdout.flush()
         return response

@@ -69,6 +69,36 @@ class ServingMetrics:
 BREAKER_STATES = {"closed": 0, "half-opened": 1, "opened": 2}
 
 
+class ResilienceMetrics:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._breaker = Gauge(
+            "propositions_breaker_state",
+            "Of the breaker before a dependency, the worst of all workers: 0 closed, 1 half open, 2 open.",
+            ["dependency"],
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
+        self._breaker_changes = Counter(
+            "propositions_breaker_changes",
+            "Changes of breakers, by the new state.",
+            ["dependency", "state"],
+            registry=registry,
+        )
+        self._shed = Counter(
+            "propositions_requests_shed",
+            "Requests refused because they would have waited too long.",
+            ["route"],
+            registry=registry,
+        )
+
+    def breaker_changed(self, dependency: str, state: str) -> None:
+        self._breaker.labels(dependency).set(BREAKER_STATES[state])
+        self._breaker_changes.labels(dependency, state).inc()
+
+    def shed(self, route: str) -> None:
+        self._shed.labels(f"/{route}").inc()
+
+
 class EventMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._events = Counter(
@@ -76,15 +106,6 @@ class EventMetrics:
             "Events by what became of them.",
             ["outcome", "stored_in"],
             registry=registry,
-        )
-        self._breaker = Gauge(
-            "propositions_event_breaker_state",
-            "Of the breaker before PostgreSQL or Kafka: 0 closed, 1 half open, 2 open.",
-            registry=registry,
-            multiprocess_mode="livemax",
-        )
-        self._breaker_changes = Counter(
-            "propositions_event_breaker_changes", "Changes of that breaker.", ["state"], registry=registry
         )
         # All workers look at the same folder: the latest look counts, whoever took it.
         self._spool_bytes = Gauge(
@@ -111,10 +132,6 @@ class EventMetrics:
 
     def events(self, outcome: EventOutcome, stored_in: StoredIn | None, count: int) -> None:
         self._events.labels(outcome, stored_in or "nowhere").inc(count)
-
-    def breaker_changed(self, state: str) -> None:
-        self._breaker.set(BREAKER_STATES[state])
-        self._breaker_changes.labels(state).inc()
 
     def spool_holds(self, bytes_: int, events: int) -> None:
         self._spool_bytes.set(bytes_)

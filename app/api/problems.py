@@ -13,6 +13,8 @@ from app.domain.errors import EventRefused, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
+PROBLEM_TYPE = "application/problem+json"
+
 # Not JSON, too large, not declared as JSON: the body as a whole is the wrong field.
 BODY_ERRORS = (400, 413, 415)
 METHODS_WITH_BODY = ("POST", "PUT")
@@ -49,7 +51,7 @@ def problem_response(status: int, title: str, detail: str, errors: Sequence[Fiel
     problem = Problem(
         title=title, status=status, detail=detail, request_id=g.get("request_id", ""), errors=list(errors)
     )
-    return Response(orjson.dumps(problem.model_dump()), status, mimetype="application/problem+json")
+    return Response(orjson.dumps(problem.model_dump()), status, mimetype=PROBLEM_TYPE)
 
 
 def invalid_body(error: ValidationError) -> Response:
@@ -91,6 +93,33 @@ def field_path(location: Sequence[Any]) -> str:
     return ".".join(str(part) for part in location if part not in ("single", "batch", "[key]")) or "body"
 
 
+def describe_problems(document: dict[str, Any]) -> None:
+    """Adds to an OpenAPI document what every route may answer when something is wrong, in the form it has then."""
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            responses = operation["responses"]
+            if "requestBody" in operation:
+                responses |= {str(status): declared_problem(text) for status, text in _WRONG_BODIES.items()}
+            if not path.startswith("/health"):
+                responses["503"] = declared_problem("A store is down, or too many requests: see Retry-After.")
+            for status in responses.keys() & {"404", "422"}:
+                responses[status] = declared_problem(responses[status]["description"])
+
+
+def declared_problem(description: str) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+    return {"description": description, "content": {PROBLEM_TYPE: {"schema": schema}}}
+
+
+_WRONG_BODIES = {
+    400: "The body is not JSON.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is not declared as JSON.",
+    422: "Fields that are wrong, by name.",
+}
+
+
 def register_error_handlers(app: Flask, retry_after_s: int) -> None:
     @app.before_request
     def refuse_large_bodies() -> None:
@@ -113,7 +142,7 @@ def register_error_handlers(app: Flask, retry_after_s: int) -> None:
         errors = [FieldProblem(field="body", reason=detail)] if error.code in BODY_ERRORS else []
         response = problem_response(error.code or 500, error.name, detail, errors)
         response.headers.extend(error.get_headers())
-        response.mimetype = "application/problem+json"
+        response.mimetype = PROBLEM_TYPE
         return response
 
     @app.errorhandler(InvalidField)

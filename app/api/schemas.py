@@ -106,6 +106,9 @@ class LogEventOut(BaseModel):
 class DependencyOut(BaseModel):
     status: str = Field(description="up or down.")
     detail: str
+    breaker: str | None = Field(
+        description="Of the breaker before it, if it has one: closed, half-opened or opened (nobody waits for it)."
+    )
 
 
 class HealthOut(BaseModel):

@@ -13,6 +13,10 @@ class StoreUnavailable(PropositionsError):
     """A store did not answer, or not in time. Trying again later may work."""
 
 
+class LeftAlone(StoreUnavailable):
+    """A dependency has failed again and again, and is given time to recover."""
+
+
 class EventRefused(PropositionsError):
     """A store will never take this event, so sending it again does not help."""
 
@@ -27,6 +31,10 @@ class ModelRefused(PropositionsError):
 
 class ImportRefused(PropositionsError):
     """A source file cannot be read at all, or a strict import met a bad line."""
+
+
+class KeyRefused(PropositionsError):
+    """An API key does not exist, or cannot become what was asked for."""
 
 
 class UnsupportedForest(PropositionsError):

@@ -1,6 +1,7 @@
 """What the inner layers need from the outside. Adapters implement these; tests have fakes of them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
@@ -9,6 +10,7 @@ from app.domain.budget import TimeBudget
 from app.domain.types import Event, Proposition, Slate, StoredIn, SuggestRequest, User
 
 Entity = TypeVar("Entity", User, Proposition)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,36 @@ class Loaded:
     propositions: int
     events: int
     duplicate_events: int
+
+
+class Breaker(Protocol):
+    """Stands before a dependency. While that fails again and again, it raises LeftAlone at once."""
+
+    @property
+    def state(self) -> str:
+        """closed, opened or half-opened."""
+
+    def guard(self) -> AbstractContextManager[None]: ...
+    def call(self, work: Callable[[], T]) -> T: ...
+    def probe(self, work: Callable[[], object]) -> None: ...
+
+
+class Unguarded:
+    """A `Breaker` that never opens."""
+
+    state = "closed"
+
+    def guard(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def call(self, work: Callable[[], T]) -> T:
+        return work()
+
+    def probe(self, work: Callable[[], object]) -> None:
+        pass
+
+
+UNGUARDED = Unguarded()
 
 
 class EventLog(Protocol):

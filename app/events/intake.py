@@ -46,9 +46,10 @@ def _timestamp_text(value: Any) -> Any:
 
 
 def _within_reach(value: datetime) -> datetime:
+    """In UTC: PostgreSQL knows no offsets of 16 hours and more."""
     if not EARLIEST <= value < LATEST:
         raise ValueError("lies before 1900 or after 9000; leave it out for never")
-    return value
+    return value.astimezone(UTC)
 
 
 def _storable_text(value: str) -> str:

@@ -60,6 +60,9 @@ class Progress:
         return f"{self.generation} {self.folded_until[slot].isoformat()}"
 
     def known_until(self, mark: str | None) -> datetime | None:
-        """The moment of a mark of this generation; None of any other."""
+        """The moment of a mark of this generation; None of any other, or of what is no mark."""
         generation, _, moment = (mark or "").partition(" ")
-        return datetime.fromisoformat(moment) if generation == self.generation else None
+        try:
+            return datetime.fromisoformat(moment) if generation == self.generation else None
+        except ValueError:
+            return None

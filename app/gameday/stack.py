@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +23,7 @@ from app.settings import Settings, load_settings
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.05
+_ADDRESSES = {"postgres": "database_url", "redis": "redis_url"}
 
 
 class GamedayFailed(PropositionsError):
@@ -45,7 +47,7 @@ class Program:
     ) -> None:
         self.name = name
         self._arguments = arguments
-        self._environment = dict(environment)
+        self.environment = dict(environment)
         self._folder = folder
         self._process: subprocess.Popen | None = None
 
@@ -54,7 +56,7 @@ class Program:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "app", *self._arguments],
                 cwd=self._folder,
-                env=self._environment,
+                env=self.environment,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -64,6 +66,11 @@ class Program:
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def workers(self) -> Sequence[int]:
+        """The pids of its forks; what else it may have started has a command of its own."""
+        return [pid for pid in _children(self._process.pid) if _command(pid) == _command(self._process.pid)]
 
     def kill(self) -> None:
         """With all its workers, in the middle of whatever they do."""
@@ -87,17 +94,41 @@ class Program:
 class Server:
     """One of the embedded servers."""
 
-    def __init__(self, name: str, servers: EmbeddedServers) -> None:
+    def __init__(self, name: str, servers: EmbeddedServers, folder: Path) -> None:
         self.name = name
+        self.data = folder / name
         self._servers = servers
 
     def start(self) -> None:
         self._servers.up(die_with_parent=True)
 
     def kill(self) -> None:
+        if self._pid is not None:
+            os.kill(self._pid, signal.SIGKILL)
+
+    def freeze(self) -> None:
+        """It keeps its connections and answers nobody, until `thaw`."""
+        self._signal_all(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal_all(signal.SIGCONT)
+
+    @property
+    def address(self) -> str:
+        """With its password."""
+        return self._servers.addresses()[_ADDRESSES[self.name]]
+
+    @property
+    def _pid(self) -> int | None:
         (pid,) = (status.pid for status in self._servers.status() if status.name == self.name)
-        if pid is not None:
-            os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def _signal_all(self, number: signal.Signals) -> None:
+        """To the parent first, so that it makes no child that is missed."""
+        pid = self._pid
+        for process in (pid, *_children(pid)):
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
 
 
 class Stack:
@@ -108,13 +139,17 @@ class Stack:
         self.port = _free_port()
         self._environment = {
             **os.environ,
+            # Nobody outside has a key of this stack.
+            "DEVELOPMENT_MODE": "true",
             **environment,
             "DATA_DIR": str(folder / "data"),
             "PORT": str(self.port),
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         }
-        self._servers = EmbeddedServers(folder / "data" / "embedded")
-        self.postgres = Server("postgres", self._servers)
+        embedded = folder / "data" / "embedded"
+        self._servers = EmbeddedServers(embedded)
+        self.postgres = Server("postgres", self._servers, embedded)
+        self.redis = Server("redis", self._servers, embedded)
         self.service = Program("service", ["serve"], self._environment, folder)
         self.projectors: list[Program] = []
 
@@ -131,7 +166,11 @@ class Stack:
         return projector
 
     def run(self, *arguments: str) -> None:
-        """Runs a `propositions` command to its end."""
+        """Runs a `propositions` command to its end.
+
+        Raises:
+            GamedayFailed: it failed; the text ends with what it said.
+        """
         done = subprocess.run(
             [sys.executable, "-m", "app", *arguments],
             cwd=self.folder,
@@ -164,10 +203,20 @@ class Stack:
         except (URLError, OSError):
             return False
 
-    def start(self) -> None:
+    def run_together(self, *commands: Sequence[str]) -> None:
+        """Runs commands beside each other, to the end of all.
+
+        Raises:
+            GamedayFailed: one failed.
+        """
+        with ThreadPoolExecutor(len(commands)) as pool:
+            list(pool.map(lambda command: self.run(*command), commands))
+
+    def start(self, *beside: Sequence[str]) -> None:
+        """Starts the servers and makes the tables; `beside` are commands that need no more than these."""
         self._servers.up(die_with_parent=True)
         self.run("migrate")
-        self.run("feast", "apply")
+        self.run_together(("feast", "apply"), *beside)
 
     def stop(self) -> None:
         for program in (self.service, *self.projectors):
@@ -176,13 +225,13 @@ class Stack:
 
 
 @contextmanager
-def running_stack(folder: Path, environment: Mapping[str, str]) -> Iterator[Stack]:
-    """A stack with its servers up and its tables made; everything of it is gone afterwards."""
+def running_stack(folder: Path, environment: Mapping[str, str], *beside: Sequence[str]) -> Iterator[Stack]:
+    """A stack as `Stack.start` leaves it; everything of it is gone afterwards."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     stack = Stack(folder, environment)
     try:
-        stack.start()
+        stack.start(*beside)
         yield stack
     finally:
         stack.stop()
@@ -200,6 +249,20 @@ def wait_until(condition: Callable[[], bool], timeout_s: float, problem: str) ->
             raise GamedayFailed(problem)
         time.sleep(POLL_S)
     return time.monotonic() - began_s
+
+
+def _children(pid: int) -> Sequence[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def _free_port() -> int:

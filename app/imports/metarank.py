@@ -47,14 +47,15 @@ def parse(paths: Iterable[Path], rules: ImportRules) -> Parsed:
             event = json.loads(line.content)
         except (ValueError, RecursionError) as error:
             raise BadLine(f"not JSON: {error}") from error
-        if not isinstance(event, dict) or event.get("event") not in readers:
+        kind = event.get("event") if isinstance(event, dict) else None
+        if not isinstance(kind, str) or kind not in readers:
             raise BadLine("event: must be item, user, ranking or interaction")
         try:
-            return [to_record(kind, data, rules) for kind, data in readers[event["event"]](event)]
+            return [to_record(name, data, rules) for name, data in readers[kind](event)]
         except KeyError as error:
             raise BadLine(f"{error.args[0]}: is missing") from error
         except (TypeError, AttributeError) as error:
-            raise BadLine(f"not of the shape of a {event['event']} event: {error}") from error
+            raise BadLine(f"not of the shape of a {kind} event: {error}") from error
 
     for path in paths:
         yield from parse_lines(_lines(path), to_records)

@@ -7,8 +7,8 @@ from datetime import datetime
 import numpy as np
 
 from app.domain.budget import TimeBudget, TypicalTime
-from app.domain.errors import PropositionsError
-from app.domain.ports import Ranker
+from app.domain.errors import LeftAlone, PropositionsError
+from app.domain.ports import UNGUARDED, Breaker, Ranker
 from app.domain.rules import RulesWeights, score_by_rules
 from app.domain.types import (
     DegradationLevel,
@@ -51,7 +51,10 @@ class Fallback:
 
 
 class ModelRanker:
-    """Scores candidates with the active model and online features."""
+    """Scores candidates with the active model and online features.
+
+    `breaker` watches the scoring. While it is open nothing is read either.
+    """
 
     def __init__(
         self,
@@ -61,6 +64,7 @@ class ModelRanker:
         generator: CandidateGenerator,
         current_scorer: CurrentScorer,
         sampling: FeatureSampling = NO_SAMPLING,
+        breaker: Breaker = UNGUARDED,
     ) -> None:
         self._current_model = current_model
         self._current_snapshot = current_snapshot
@@ -68,9 +72,12 @@ class ModelRanker:
         self._generator = generator
         self._current_scorer = current_scorer
         self._sampling = sampling
+        self._breaker = breaker
         self._scoring_time = TypicalTime()
 
     def rank(self, request: SuggestRequest, request_id: str, now: datetime, budget: TimeBudget) -> Slate:
+        if self._breaker.state != "closed":
+            raise LeftAlone("the model is too slow or fails")
         snapshot = self._current_snapshot()
         scorer = self._current_scorer.get(self._current_model(), snapshot, now.timestamp())
         spec = scorer.model.spec
@@ -82,8 +89,10 @@ class ModelRanker:
         before_s = budget.spent_s
         candidates = self._generator.find(snapshot, request, now, taste_of(spec, snapshot.catalog, online))
         budget.finish("candidates")
-        scores = scorer.score(
-            request.context_key, candidates.positions, snapshot.catalog, online, now.timestamp()
+        scores = self._breaker.call(
+            lambda: scorer.score(
+                request.context_key, candidates.positions, snapshot.catalog, online, now.timestamp()
+            )
         )
         self._scoring_time.learn(budget.spent_s - before_s)
         budget.finish("score")

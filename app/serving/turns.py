@@ -1,5 +1,8 @@
 """Requests of a worker take turns, because a worker computes one at a time whatever it has begun."""
 
+import math
+import time
+from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
@@ -9,6 +12,8 @@ from app.domain.types import Slate, SuggestRequest
 
 # Of a request's time, what it waits for its turn at most: a store that hangs must not hold up those behind.
 WAIT_SHARE = 0.25
+# How much the latest request counts in what one costs.
+_COST_WEIGHT = 0.05
 
 
 class Semaphore(Protocol):
@@ -23,17 +28,52 @@ class TakingTurns:
 
     What is begun is then finished early and while it is still in the processor's caches. With all requests under
     way at once, each waits for all others twice: before it asks Redis and after.
+
+    Args:
+        longest_queue_s: when those who wait need more of the processor than this, `is_overrun`.
+        least_queue: so many may always wait.
+        cpu_clock: seconds that this worker's thread has computed. What it spends waiting for a store that
+            hangs is no sign of too many requests.
     """
 
-    def __init__(self, ranker: Ranker, turns: Semaphore) -> None:
+    def __init__(
+        self,
+        ranker: Ranker,
+        turns: Semaphore,
+        longest_queue_s: float = math.inf,
+        least_queue: int = 4,
+        cpu_clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         self._ranker = ranker
         self._turns = turns
+        self._longest_queue_s, self._least_queue = longest_queue_s, least_queue
+        self._cpu_clock = cpu_clock
+        self._waiting = 0
+        self._cost_s = 0.0
+        self._busy_since_s: float | None = None
+
+    @property
+    def is_overrun(self) -> bool:
+        """True if whoever comes now would wait too long."""
+        return self._waiting > self._least_queue and self._waiting * self._cost_s > self._longest_queue_s
 
     def rank(self, request: SuggestRequest, request_id: str, now: datetime, budget: TimeBudget) -> Slate:
-        has_turn = self._turns.acquire(timeout=max(WAIT_SHARE * budget.remaining_s, 0.0))
+        self._waiting += 1
+        try:
+            has_turn = self._turns.acquire(timeout=max(WAIT_SHARE * budget.remaining_s, 0.0))
+        finally:
+            self._waiting -= 1
         budget.finish("turn")
         try:
             return self._ranker.rank(request, request_id, now, budget)
         finally:
             if has_turn:
                 self._turns.release()
+            self._learn()
+
+    def _learn(self) -> None:
+        """While others wait, one request after the other is computed: what lies between two ends is what one costs."""
+        now_s = self._cpu_clock()
+        if self._busy_since_s is not None:
+            self._cost_s += _COST_WEIGHT * (now_s - self._busy_since_s - self._cost_s)
+        self._busy_since_s = now_s if self._waiting else None

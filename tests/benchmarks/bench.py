@@ -12,6 +12,7 @@ from app.adapters.feature_store import load_schema, open_feature_store
 from app.adapters.model_store import ModelStore
 from tests.benchmarks import models
 from tests.benchmarks.data import Size, World
+from tests.benchmarks.keys import LIMITS
 from tests.benchmarks.models import FEW_TREES, MANY_TREES, ModelFacts
 from tests.benchmarks.service import SERVE, Service
 from tests.benchmarks.stores import LoadTimes, Stores, make_template
@@ -147,6 +148,7 @@ class Bench:
             "WEB_WORKERS": self.plan.workers,
             "CANDIDATE_BUDGET": CANDIDATES,
             "SUGGEST_CACHE_TTL_S": 0,
+            **LIMITS,
             **settings,
         }
         return Service(

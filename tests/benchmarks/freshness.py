@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 
+from app.gameday.load import Outcome
+from app.gameday.series import percentile
 from tests.benchmarks.bench import Bench
+from tests.benchmarks.keys import HEADERS, write_requests
 from tests.benchmarks.load import finish_open_loop, start_open_loop
-from tests.benchmarks.open_loop import Outcome, percentile
 from tests.benchmarks.service import STOP_TIMEOUT_S, Service
 from tests.benchmarks.stores import ROOT
-from tests.benchmarks.traffic import clicks, write_requests
+from tests.benchmarks.traffic import clicks
 
 EVENTS_PER_S = 500.0
 PROBES = 4
@@ -129,5 +131,5 @@ def _felt_after_ms(connection: HTTPConnection, user_id: str) -> float | None:
 
 
 def _post(connection: HTTPConnection, path: str, body: dict) -> dict:
-    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    connection.request("POST", path, json.dumps(body), HEADERS)
     return json.loads(connection.getresponse().read())

@@ -6,10 +6,11 @@ from statistics import median
 
 from tests.benchmarks.bench import Bench, Loaded
 from tests.benchmarks.data import Size
+from tests.benchmarks.keys import write_requests
 from tests.benchmarks.measure import Burst, Contender, burst, warm_up
 from tests.benchmarks.service import Memory, NotReady, Service, start_together
 from tests.benchmarks.stores import LoadTimes
-from tests.benchmarks.traffic import uniform_suggestions, write_requests
+from tests.benchmarks.traffic import uniform_suggestions
 
 CANDIDATES, CATALOG, USERS = "candidates", "catalog", "users"
 

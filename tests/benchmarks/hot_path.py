@@ -18,8 +18,9 @@ from itertools import cycle
 from pathlib import Path
 from types import FrameType
 
+from app.gameday.load import SEPARATOR
+from tests.benchmarks.keys import HEADERS
 from tests.benchmarks.stores import ROOT
-from tests.benchmarks.traffic import SEPARATOR
 
 SAMPLE_S = 0.001
 TEXT, COLLAPSED = "profile.txt", "profile.collapsed"
@@ -90,6 +91,8 @@ def ask(application, body: bytes) -> bytes:
         "QUERY_STRING": "",
         "SERVER_NAME": "127.0.0.1",
         "SERVER_PORT": "80",
+        "REMOTE_ADDR": "127.0.0.1",
+        "HTTP_AUTHORIZATION": HEADERS["Authorization"],
         "SERVER_PROTOCOL": "HTTP/1.1",
         "CONTENT_TYPE": "application/json",
         "CONTENT_LENGTH": str(len(body)),

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks.open_loop import Outcome
+from app.gameday.load import Outcome
 from tests.benchmarks.stores import ROOT
 
 CLOSED_CONNECTIONS = 32
@@ -106,7 +106,7 @@ def _command(
     return [
         sys.executable,
         "-m",
-        "tests.benchmarks.open_loop",
+        "app.gameday.load",
         str(requests),
         f"--port={port}",
         f"--first={first}",

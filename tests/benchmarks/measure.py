@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.gameday.load import SEPARATOR, Outcome
 from tests.benchmarks.load import CLOSED_CONNECTIONS, closed_loop
-from tests.benchmarks.open_loop import Outcome
 from tests.benchmarks.service import Service, tree_cpu_s
 from tests.benchmarks.stores import Stores
-from tests.benchmarks.traffic import SEPARATOR
 
 PROBES = 20
 LONGEST_WAIT_S = 300.0

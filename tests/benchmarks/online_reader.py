@@ -24,6 +24,7 @@ from app.adapters.embedded import EmbeddedServers
 from app.adapters.feature_store import load_schema, open_feature_store
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import connect_redis
+from app.adapters.redis_wire import open_wire
 from app.bootstrap import migrate_database
 from app.features.schema import EntityName, ViewSchema
 from app.settings import Settings, load_settings
@@ -48,7 +49,7 @@ def measure(rounds: int = 7, reads_per_round: int = 1_000) -> dict[str, float]:
         for view in views:
             _write(store, view, KEYS[view.entity][:KNOWN_CATEGORY_COUNT], half_life_count, now)
         client = connect_redis(settings.redis_address, settings.redis_batch_timeout_ms)
-        reader = RedisOnlineReader(client, store.project)
+        reader = RedisOnlineReader(open_wire(client), store.project)
         keys = {view: KEYS[view.entity] for view in views}
         requests = _stock_requests(views)
 

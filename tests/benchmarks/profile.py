@@ -8,8 +8,9 @@ from pathlib import Path
 
 from tests.benchmarks.bench import FULL, QUICK, Bench
 from tests.benchmarks.hot_path import TEXT
+from tests.benchmarks.keys import write_requests
 from tests.benchmarks.stores import ROOT
-from tests.benchmarks.traffic import uniform_suggestions, write_requests
+from tests.benchmarks.traffic import uniform_suggestions
 
 REQUESTS, SAMPLE_S = 2_000, 20.0
 QUICK_REQUESTS, QUICK_SAMPLE_S = 100, 0.5

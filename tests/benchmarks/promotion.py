@@ -3,11 +3,12 @@
 import time
 from dataclasses import dataclass
 
+from app.gameday.load import DEADLINE_MS, Outcome
 from tests.benchmarks.bench import FEW, OTHER, Bench
+from tests.benchmarks.keys import write_requests
 from tests.benchmarks.load import closed_loop, finish_open_loop, start_open_loop
 from tests.benchmarks.measure import Contender, warm_up
-from tests.benchmarks.open_loop import DEADLINE_MS, Outcome
-from tests.benchmarks.traffic import uniform_suggestions, write_requests
+from tests.benchmarks.traffic import uniform_suggestions
 
 LOAD = 0.4
 HEAD_START_S = 1.0

@@ -7,19 +7,18 @@ from statistics import median
 
 import orjson
 
+from app.gameday.load import SEPARATOR, Outcome
 from tests.benchmarks import bare_flask
 from tests.benchmarks.bench import MANY, Bench, Loaded
+from tests.benchmarks.keys import write_requests
 from tests.benchmarks.load import MANY_CONNECTIONS, closed_loop, open_loop
 from tests.benchmarks.measure import Burst, Contender, burst, problem_of, warm_up
-from tests.benchmarks.open_loop import Outcome
 from tests.benchmarks.service import Memory, gunicorn_command, start_together
 from tests.benchmarks.traffic import (
     BATCH_EVENTS,
-    SEPARATOR,
     click_batches,
     clicks,
     uniform_suggestions,
-    write_requests,
     zipf_suggestions,
 )
 

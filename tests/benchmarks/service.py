@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.benchmarks.keys import HEADERS
 from tests.benchmarks.stores import ROOT
 
 READY_TIMEOUT_S = 180.0
@@ -131,7 +132,7 @@ class Service:
         route = raw_request.split(b" ", 2)[1].decode()
         connection = HTTPConnection("127.0.0.1", self.port, timeout=10)
         try:
-            connection.request("POST", route, body, {"Content-Type": "application/json"})
+            connection.request("POST", route, body, HEADERS)
             return json.loads(connection.getresponse().read())
         finally:
             connection.close()

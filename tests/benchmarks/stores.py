@@ -24,6 +24,7 @@ from app.features.slots import ALL_SLOTS
 from app.settings import Settings
 from tests.benchmarks.data import CatalogChunk, Chunk, World
 from tests.benchmarks.encoding import copy_binary, copy_columns, redis_commands
+from tests.benchmarks.keys import add_key
 
 ROOT = Path(__file__).parents[2]
 
@@ -231,5 +232,6 @@ def make_template(folder: Path) -> Stores:
     template = Stores(folder)
     with template.running():
         template.run("migrate")
+        add_key(template.settings)
         template.run("feast", "apply")
     return template

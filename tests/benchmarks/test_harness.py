@@ -6,9 +6,9 @@ import os
 import pytest
 
 from app.features.schema import EntityName
+from app.gameday.series import percentile
 from tests.benchmarks import report
 from tests.benchmarks.hot_path import Profile, collapsed, describe
-from tests.benchmarks.open_loop import percentile
 from tests.benchmarks.run import SECTIONS, run
 
 

@@ -10,9 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from app.gameday.load import write_requests
 from tests.benchmarks.load import finish_open_loop, has_wrk, open_loop, start_open_loop
 from tests.benchmarks.stores import ROOT
-from tests.benchmarks.traffic import write_requests
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -104,7 +104,7 @@ def test_an_answer_counts_from_when_its_request_was_due_whatever_overtook_it(por
 def test_the_wait_for_a_busy_connection_counts_from_when_the_request_was_due(port, tmp_path):
     requests = write_requests(tmp_path / "r", "/suggest", [{"wait_s": 0.1}])
 
-    command = ["tests.benchmarks.open_loop", str(requests), f"--port={port}", "--connections=1"]
+    command = ["app.gameday.load", str(requests), f"--port={port}", "--connections=1"]
     done = subprocess.run(
         [sys.executable, "-m", *command, "--rate=100", "--seconds=0.05"],
         cwd=ROOT,

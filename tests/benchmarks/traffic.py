@@ -1,23 +1,14 @@
-"""Requests to send, as raw HTTP in files that both load generators read."""
+"""What is asked of the service, for the load generators."""
 
-import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 
 from tests.benchmarks.data import DEVICES, PAGES, Size, proposition_ids, user_ids
 
-SEPARATOR = b"\0"
 ZIPF_EXPONENT = 1.1
 SLATE_LIMIT = 10
 BATCH_EVENTS = 100
-
-
-def write_requests(path: Path, route: str, bodies: Iterable[Mapping]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(SEPARATOR.join(_http(route, json.dumps(body).encode()) for body in bodies))
-    return path
 
 
 def uniform_suggestions(size: Size, count: int, seed: int = 11) -> Iterable[Mapping]:
@@ -67,10 +58,3 @@ def _suggestions(users: np.ndarray, rng: np.random.Generator) -> Iterable[Mappin
             },
             "limit": SLATE_LIMIT,
         }
-
-
-def _http(route: str, body: bytes) -> bytes:
-    return (
-        b"POST %s HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
-        % (route.encode(), len(body), body)
-    )

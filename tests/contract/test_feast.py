@@ -27,6 +27,7 @@ from app.adapters.feature_store import (
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import connect_redis
+from app.adapters.redis_wire import open_wire
 from app.bootstrap import FEAST_PROJECT, open_import
 from app.domain.errors import ConfigurationError, FeaturesUnavailable
 from app.domain.types import FeatureState, Proposition, User
@@ -72,7 +73,7 @@ def projector(settings, store, database) -> Projector:
 
 @pytest.fixture
 def reader(settings) -> RedisOnlineReader:
-    return RedisOnlineReader(connect_redis(settings.redis_address, 1_000), "propositions")
+    return RedisOnlineReader(open_wire(connect_redis(settings.redis_address, 1_000)), "propositions")
 
 
 def record(database, *events):

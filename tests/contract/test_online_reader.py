@@ -89,7 +89,7 @@ class Place:
         return address(self.ports[0])
 
     def reader(self, timeout_ms: int = 2_000, project: str = PROJECT) -> RedisOnlineReader:
-        return RedisOnlineReader(self.client(timeout_ms), project)
+        return RedisOnlineReader(open_wire(self.client(timeout_ms)), project)
 
     def client(self, timeout_ms: int = 2_000):
         return connect_redis(self.url, timeout_ms, cluster=self.is_cluster)
@@ -625,7 +625,7 @@ def test_views_of_one_entity_with_other_keys_get_their_own_rows(place):
 
 def test_a_view_without_keys_has_no_rows_and_asks_nobody():
     (port,) = free_ports(1)
-    reader = RedisOnlineReader(connect_redis(f"redis://127.0.0.1:{port}/0", 100), PROJECT)
+    reader = RedisOnlineReader(open_wire(connect_redis(f"redis://127.0.0.1:{port}/0", 100)), PROJECT)
 
     read = reader.read({AGE: []}, HALF_LIFE_COUNT, NOON)["profile"]
 
@@ -687,7 +687,7 @@ def test_a_key_that_is_no_text_is_refused(single):
 def test_a_refused_connection_is_an_error_at_the_read_not_before(is_cluster):
     (port,) = free_ports(1)
     client = connect_redis(f"redis://127.0.0.1:{port}/0", 200, cluster=is_cluster)
-    reader, probe = RedisOnlineReader(client, PROJECT), RedisProbe(client)
+    reader, probe = RedisOnlineReader(open_wire(client), PROJECT), RedisProbe(client)
 
     with pytest.raises(FeaturesUnavailable):
         reader.read({AGE: ["u1"]}, HALF_LIFE_COUNT, NOON)
@@ -722,7 +722,7 @@ AT_ROW = datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)
 
 
 def reader_of(server: ScriptedServer, timeout_ms: int = 10_000, **options) -> RedisOnlineReader:
-    return RedisOnlineReader(connect_redis(server.url, timeout_ms, **options), PROJECT)
+    return RedisOnlineReader(open_wire(connect_redis(server.url, timeout_ms, **options)), PROJECT)
 
 
 def age(reader: RedisOnlineReader, timeout_s: float | None = None) -> list[float]:
@@ -768,7 +768,7 @@ def test_a_server_that_drips_does_not_stretch_the_timeout():
                 time.sleep(0.02)
 
     threading.Thread(target=drip, daemon=True).start()
-    reader = RedisOnlineReader(connect_redis(f"redis://127.0.0.1:{port}/0", 200), PROJECT)
+    reader = RedisOnlineReader(open_wire(connect_redis(f"redis://127.0.0.1:{port}/0", 200)), PROJECT)
     started = time.monotonic()
 
     with pytest.raises(FeaturesUnavailable, match="timed out"):

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from app import cli
 from app.adapters.kafka_metrics import IntakeMetrics, SenderMetrics
-from app.api.metrics import EventMetrics, ServingMetrics
+from app.api.metrics import EventMetrics, ResilienceMetrics, ServingMetrics
 from app.domain.context import complete_context
 from app.events.message import SCHEMA_HEADER, SCHEMA_VERSION, decode, encode
 from app.events.metrics import ProjectorMetrics
@@ -48,7 +48,10 @@ def test_commands_in_examples_exist_with_their_options(commands):
         for line in block.splitlines():
             for call in re.findall(r"propositions ([a-z][^#&|]*)", line):
                 name, *arguments = shlex.split(call)
-                known = {option for p in commands[name].params for option in p.opts}
+                command = commands[name]
+                if hasattr(command, "commands"):
+                    command = command.commands[arguments[0]]
+                known = {option for p in command.params for option in p.opts}
                 if name != "feast":
                     assert {a for a in arguments if a.startswith("--")} <= known
 
@@ -94,7 +97,14 @@ def test_settings_that_the_readme_names_exist():
 
 def test_every_metric_is_documented_and_every_documented_one_exists():
     registry = CollectorRegistry()
-    for metrics in (ServingMetrics, EventMetrics, SenderMetrics, IntakeMetrics, ProjectorMetrics):
+    for metrics in (
+        ServingMetrics,
+        EventMetrics,
+        ResilienceMetrics,
+        SenderMetrics,
+        IntakeMetrics,
+        ProjectorMetrics,
+    ):
         metrics(registry)
 
     documented = set(re.findall(r"^\| `(propositions_[a-z_]+)`", README, re.MULTILINE))
@@ -146,7 +156,14 @@ def test_the_request_in_the_readme_is_one_that_the_schema_takes():
 
 
 def test_files_that_the_documents_point_to_exist():
-    for document in ("README.md", "docs/architecture.md", "docs/events.md"):
+    for document in (
+        "README.md",
+        "docs/access.md",
+        "docs/architecture.md",
+        "docs/events.md",
+        "docs/gameday.md",
+        "docs/resilience.md",
+    ):
         text = (ROOT / document).read_text()
         for target in re.findall(r"\]\(([^)#]+)\)", text):
             if not target.startswith("http"):

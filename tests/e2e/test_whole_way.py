@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -38,8 +39,21 @@ class Stack:
             **{k: v for k, v in os.environ.items() if k not in ("DATABASE_URL", "REDIS_URL")},
             "DATA_DIR": str(folder),
             "PORT": str(self.port),
+            "RATE_LIMIT_UNAUTHORIZED": "none",  # tests ask until a key is known
         }
         self._processes: list[subprocess.Popen] = []
+        self.key = ""
+
+    def make_key(self) -> None:
+        """A key that opens everything, for `ask`."""
+        scopes = [flag for scope in ("suggest", "events", "catalog", "admin") for flag in ("--scope", scope)]
+        created = self.run("keys", "create", "test", *scopes)
+        assert created.returncode == 0, created.stderr
+        self.key = created.stdout.strip()
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Content-Type": "application/json", "Authorization": f"Bearer {self.key}"}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "app", *arguments]
@@ -85,8 +99,7 @@ class Stack:
     def ask(self, path: str, body: dict | None = None, method: str | None = None) -> tuple[int, dict, dict]:
         """Status, headers and body of the answer."""
         data = None if body is None else json.dumps(body).encode()
-        address, headers = f"http://127.0.0.1:{self.port}{path}", {"Content-Type": "application/json"}
-        request = Request(address, data, headers, method=method)
+        request = Request(f"http://127.0.0.1:{self.port}{path}", data, self.headers, method=method)
         try:
             with urlopen(request, timeout=10) as response:
                 return response.status, dict(response.headers), _parsed(response.read())
@@ -137,6 +150,7 @@ def demo(tmp_path_factory) -> Iterator[tuple[Stack, subprocess.CompletedProcess]
 def started(demo) -> Stack:
     stack, _ = demo
     stack.servers.up(die_with_parent=True)
+    stack.make_key()
     stack.start("serve", "project --follow")
     wait_until(stack.is_ready)
     return stack
@@ -156,6 +170,7 @@ def test_the_demo_ends_well_and_says_why_the_second_slate_differs(demo):
     assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
     assert "for research" in done.stdout and "recbole" in done.stdout
     assert "ranked by model" in done.stdout
+    assert re.search(r"curl -s \S+/suggest -H 'Authorization: Bearer pp_\w{12}_[\w-]{43}'", done.stdout)
     reason = done.stdout.partition("why: ")[2]
     assert "user 1: clicks, half-life 1h: " in reason and " -> " in reason
 
@@ -279,7 +294,7 @@ def test_a_chunked_body_has_the_same_limit(stack):
     connection = HTTPConnection("127.0.0.1", stack.port, timeout=10)
     body = (b"x" * 100_000 for _ in range(50))
 
-    connection.request("POST", "/suggest", body, {"Content-Type": "application/json"}, encode_chunked=True)
+    connection.request("POST", "/suggest", body, stack.headers, encode_chunked=True)
 
     assert connection.getresponse().status == 413
 
@@ -375,7 +390,11 @@ def test_health_tells_which_dependency_is_down(stack):
         return {name: dependency["status"] for name, dependency in dependencies.items()}
 
     # Each worker looks for itself, every second.
-    wait_until(lambda: states() == {"postgres": "up", "redis": "down", "model": "up", "snapshot": "up"})
+    wait_until(
+        lambda: (
+            states() == {**dict.fromkeys(("postgres", "events", "model", "snapshot"), "up"), "redis": "down"}
+        )
+    )
 
     assert stack.ask("/health/ready")[0] == 200
 
@@ -393,3 +412,20 @@ def test_a_service_that_starts_with_everything_down_serves_the_last_good_snapsho
     stack.servers.up(die_with_parent=True)
     wait_until(lambda: stack.suggest()["degradation_level"] == 0)
     assert stack.are_alive()
+
+
+def test_a_key_works_in_all_workers_soon_after_it_was_made_until_soon_after_it_was_revoked(stack):
+    mine = stack.key
+
+    def statuses(key: str) -> set[int]:
+        stack.key = key
+        try:
+            return {stack.ask("/suggest", {})[0] for _ in range(8)}
+        finally:
+            stack.key = mine
+
+    made = json.loads(stack.run("keys", "create", "new", "--scope", "suggest", "--json").stdout)
+    wait_until(lambda: statuses(made["key"]) == {200}, timeout_s=10)
+    stack.run("keys", "revoke", made["key_id"])
+    wait_until(lambda: statuses(made["key"]) == {401}, timeout_s=10)
+    assert statuses(mine) == {200}

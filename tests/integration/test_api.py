@@ -400,7 +400,13 @@ def test_an_event_that_no_store_will_ever_take_is_the_callers_problem(settings):
 def test_health_names_every_dependency(catalog, client):
     body = client.get("/health").get_json()
 
-    assert set(body["dependencies"]) == {"postgres", "redis", "model", "snapshot"}
+    assert set(body["dependencies"]) == {"postgres", "redis", "events", "model", "snapshot"}
+    assert {name for name, told in body["dependencies"].items() if told["breaker"]} == {
+        "postgres",
+        "redis",
+        "events",
+        "model",
+    }
     assert body["dependencies"]["postgres"]["status"] == "up"
     assert body["dependencies"]["model"]["status"] == "down"
     assert body["status"] == "degraded"

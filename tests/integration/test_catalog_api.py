@@ -1,6 +1,7 @@
 """The catalog and the users over HTTP, from the request to the slate."""
 
 import json
+from datetime import datetime
 from urllib.parse import quote
 
 import pytest
@@ -47,6 +48,34 @@ def test_what_get_answers_can_be_put_back_and_changes_nothing(settings, client):
     assert again.status_code == 200 and again.headers["ETag"] == before.headers["ETag"]
     assert catalog_head(settings) == head
     assert count(settings, "proposition_catalog") == 1
+
+
+@pytest.mark.parametrize("offset", ["+23:59", "-23:59", "Z"])
+def test_a_time_with_any_offset_is_the_moment_that_it_names(client, offset):
+    assert (
+        send(
+            client, "PUT", "/propositions/p1", {**EDITOR, "ends_at": f"2030-05-05T12:00:00{offset}"}
+        ).status_code
+        == 201
+    )
+
+    told = datetime.fromisoformat(client.get("/propositions/p1").get_json()["ends_at"])
+    assert told == datetime.fromisoformat(f"2030-05-05T12:00:00{offset}")
+
+
+@pytest.mark.parametrize("number", [1.5e207, -(2.0**70), 2**63 - 1, 5e-324])
+def test_a_number_of_any_size_comes_back(client, number):
+    assert send(client, "PUT", "/propositions/p1", {**EDITOR, "attributes": {"n": number}}).status_code == 201
+
+    assert client.get("/propositions/p1").get_json()["attributes"] == {"n": number}
+
+
+@pytest.mark.parametrize("entity_id", ["a\nb", "\n", "a\u2028b", "\r\nX: y"])
+def test_line_breaks_in_a_path_are_refused_by_name(client, entity_id):
+    answer = send(client, "PUT", f"/propositions/{quote(entity_id)}", EDITOR)
+
+    assert answer.status_code == 422
+    assert answer.get_json()["errors"][0]["field"] == "proposition_id"
 
 
 def test_each_version_says_what_the_proposition_has_in_common_with_others(settings, client):

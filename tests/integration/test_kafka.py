@@ -544,12 +544,12 @@ def test_the_service_records_to_kafka_and_tells_how_kafka_is(kafka_settings):
     def health() -> dict:
         return client.get("/health").json["dependencies"]["kafka"]
 
-    assert health() == {"status": "down", "detail": "not asked yet"}
+    assert health() == {"status": "down", "detail": "not asked yet", "breaker": None}
     background.start()
     answer = client.post(
         "/log_event", json={"event_id": "e1", "event_type": "click", "proposition_id": "p1", "user_id": "u1"}
     )
-    run_until(lambda: health() == {"status": "up", "detail": "answers"})
+    run_until(lambda: health() == {"status": "up", "detail": "answers", "breaker": None})
     background.stop()
 
     assert answer.status_code == 202

@@ -157,7 +157,7 @@ def test_the_breaker_and_the_spool_show_in_the_metrics(settings, postgres):
 
     assert value("propositions_events_total", outcome="recorded", stored_in="spool") == 3
     assert value("propositions_events_total", outcome="rejected", stored_in="nowhere") == 1
-    assert value("propositions_event_breaker_changes_total", state="opened") == 1
+    assert value("propositions_breaker_changes_total", dependency="events", state="opened") == 1
     background.start()
     wait_until(lambda: value("propositions_spool_events") == 3)
     postgres.start()

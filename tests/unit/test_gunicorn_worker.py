@@ -1,5 +1,6 @@
 """Workers share one listening socket; who has accepted a connection leaves the next one to the others."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -75,3 +76,16 @@ def test_a_server_that_was_stopped_during_its_turn_accepts_nothing_more():
 
     gevent.sleep(2 * gunicorn_worker.TURN_S)
     assert accepted == [1]
+
+
+def test_a_worker_that_is_busy_when_its_turn_comes_makes_up_for_it():
+    with workers(1) as (address, accepted):
+        clients = connect(address, 50)
+        rounds = 0
+
+        while sum(accepted) < len(clients):
+            time.sleep(30 * gunicorn_worker.TURN_S)  # it computes, and no greenlet runs
+            gevent.sleep(gunicorn_worker.TURN_S / 10)
+            rounds += 1
+
+        assert rounds < 15

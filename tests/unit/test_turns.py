@@ -80,3 +80,63 @@ def test_the_time_of_waiting_is_told():
     TakingTurns(gate, threading.BoundedSemaphore(1)).rank(request(), "r", NOON, budget)
 
     assert list(budget.stages_s) == ["turn"]
+
+
+class Processor:
+    """A clock of computed seconds, and a ranker that computes for so long."""
+
+    def __init__(self, cost_s: float) -> None:
+        self.cost_s, self.computed_s = cost_s, 0.0
+
+    def __call__(self) -> float:
+        return self.computed_s
+
+    def rank(self, request, request_id, now, budget):
+        self.computed_s += self.cost_s
+        return request_id
+
+
+def busy(cost_s: float, longest_queue_s: float, ranked: int = 200) -> tuple[TakingTurns, Processor]:
+    """Turns that have seen many requests one after the other, with others waiting all the time."""
+    processor = Processor(cost_s)
+    turns = TakingTurns(processor, threading.BoundedSemaphore(1), longest_queue_s, 2, processor)
+    turns._waiting = 1
+    for _ in range(ranked):
+        rank(turns, "r")
+    turns._waiting = 0
+    return turns, processor
+
+
+@pytest.mark.parametrize(("waiting", "is_overrun"), [(0, False), (10, False), (11, True)])
+def test_it_is_overrun_when_those_who_wait_need_too_much_of_the_processor(waiting, is_overrun):
+    turns, _ = busy(cost_s=0.002, longest_queue_s=0.0205)
+    turns._waiting = waiting
+
+    assert turns.is_overrun is is_overrun
+
+
+def test_a_few_may_always_wait():
+    turns, _ = busy(cost_s=1.0, longest_queue_s=0.02)
+
+    turns._waiting = 2
+    assert not turns.is_overrun
+    turns._waiting = 3
+    assert turns.is_overrun
+
+
+def test_what_is_computed_between_requests_that_nobody_waits_for_is_no_cost_of_theirs():
+    turns, processor = busy(cost_s=0.002, longest_queue_s=0.0205)
+    rank(turns, "the last who waited")
+    for _ in range(200):
+        processor.computed_s += 5.0  # an idle hour has its background work, too
+        rank(turns, "r")
+
+    turns._waiting = 10
+    assert not turns.is_overrun
+
+
+def test_stores_that_hang_make_nobody_overrun():
+    turns, _ = busy(cost_s=0.0, longest_queue_s=0.02)
+
+    turns._waiting = 1_000
+    assert not turns.is_overrun

@@ -1,0 +1,138 @@
+"""Who may ask for what: one table of routes, and the API keys that open them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import unquote_plus
+
+from flask import Flask, Response, g, request
+from werkzeug.exceptions import Forbidden, NotFound
+
+from app.api.problems import Problem, problem_response
+from app.domain.access import ApiKey, Scope, has_key
+from app.settings import ClosableRoutes, Settings
+
+FindKey = Callable[[str, datetime], ApiKey | None]
+
+KEY_HEADER = "X-Api-Key"
+# One text whatever is wrong: whether a key was right once, or is known at all, is nobody's business.
+UNAUTHORIZED = (
+    f"send a valid API key as `Authorization: Bearer KEY` or as `{KEY_HEADER}: KEY`, and never in the address"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """Routes that have their first segment in common, and what they ask of a request.
+
+    `scope` is None where everybody is welcome. What has a `group` may be closed by that name, and is answered on
+    `PRIVATE_PORT` only, if there is one; `is_open_there` says that nobody needs a key there.
+    """
+
+    scope: Scope | None
+    group: ClosableRoutes | None = None
+    is_open_there: bool = False
+    is_limited: bool = True
+
+
+AREAS = {
+    "suggest": Area(Scope.SUGGEST),
+    "log_event": Area(Scope.EVENTS),
+    "propositions": Area(Scope.CATALOG, "catalog"),
+    "users": Area(Scope.ADMIN, "users"),
+    "metrics": Area(Scope.ADMIN, "metrics", is_open_there=True, is_limited=False),
+    "docs": Area(None, "docs"),
+    "openapi.json": Area(None, "docs"),
+    "health": Area(None, is_limited=False),
+}
+# A route that was forgotten above is closed to most rather than open to all.
+_FORGOTTEN = Area(Scope.ADMIN)
+
+
+def area_of(path: str) -> Area:
+    """`path` is a rule or a path; both begin with a slash."""
+    return AREAS.get(path.split("/", 2)[1], _FORGOTTEN)
+
+
+def identify_callers(app: Flask, find_key: FindKey) -> None:
+    """Tells later steps of each request where it goes (`g.area`) and with which valid key (`g.api_key`, or None)."""
+
+    @app.before_request
+    def identify() -> None:
+        # What is run is the rule; a path counts only where none matched, and 404 or 405 follows.
+        g.area = area_of(request.url_rule.rule if request.url_rule else request.path)
+        presented = _presented_key()
+        g.api_key = find_key(presented, datetime.now(UTC)) if presented and not _is_key_in_query() else None
+
+
+def authorize_callers(app: Flask, settings: Settings) -> None:
+    """Refuses who may not have what they ask for, before anything of the body is read."""
+    private_port = str(settings.private_port) if settings.private_port else None
+
+    @app.before_request
+    def authorize() -> Response | None:
+        area: Area = g.area
+        # The port of the socket that gunicorn listens on. `Host` and `X-Forwarded-*` do not change it.
+        is_private = request.environ["SERVER_PORT"] == private_port
+        is_elsewhere = area.group is not None and private_port is not None and not is_private
+        if area.group in settings.closed_routes or is_elsewhere:
+            raise NotFound
+        if is_open(area, is_private):
+            return None
+        if g.api_key is None:
+            return _unauthorized()
+        # Unknown paths and methods go on to be told so.
+        if request.url_rule is not None and area.scope not in g.api_key.scopes:
+            raise Forbidden(f"this needs a key with the scope {area.scope}")
+        return None
+
+    def is_open(area: Area, is_private: bool) -> bool:
+        return (
+            settings.development_mode
+            or area.scope is None
+            or (area.is_open_there and is_private)
+            # Browsers send no key with the question whether they may send one.
+            or (request.method == "OPTIONS" and bool(settings.cors_origins))
+        )
+
+
+def describe_access(document: dict[str, Any]) -> None:
+    """Adds to an OpenAPI document which scope each route needs, and what it answers without."""
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
+        "header": {"type": "apiKey", "in": "header", "name": KEY_HEADER, "description": "An API key."},
+    }
+    for path, operations in document["paths"].items():
+        area = area_of(path)
+        for operation in operations.values():
+            operation["security"] = [{name: [area.scope]} for name in ("bearer", "header") if area.scope]
+            if area.scope:
+                operation["responses"] |= {
+                    "401": _problem("No valid API key."),
+                    "403": _problem(f"A key without the scope {area.scope}."),
+                }
+            if area.is_limited:
+                operation["responses"]["429"] = _problem("Too many requests: see the header Retry-After.")
+
+
+def _problem(description: str) -> dict[str, Any]:
+    schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+    return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
+
+
+def _presented_key() -> str | None:
+    scheme, _, credentials = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" else request.environ.get("HTTP_X_API_KEY")
+
+
+def _is_key_in_query() -> bool:
+    """Such a key is in the logs of proxies and in the histories of browsers."""
+    query = request.environ.get("QUERY_STRING")
+    return bool(query) and has_key(unquote_plus(query))
+
+
+def _unauthorized() -> Response:
+    response = problem_response(401, "Unauthorized", UNAUTHORIZED)
+    response.headers["WWW-Authenticate"] = "Bearer"
+    return response

@@ -1,0 +1,81 @@
+"""Load shedding: what would have to wait too long is refused at once, before anything of it is read."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import orjson
+
+StartResponse = Callable[..., Any]
+Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
+
+SUGGEST = "suggest"
+RETRY_AFTER_S = 1
+_STATUS = "503 Service Unavailable"
+
+
+class Admission:
+    """WSGI middleware. Whoever watches and measures (`/health`, `/metrics`) is always let in.
+
+    Args:
+        wsgi: the application.
+        is_overrun: whether slates would wait too long for their turn.
+        most_at_once: requests under way at a time, by the first part of their path.
+        on_shed: is told the first part of the path of what was refused.
+    """
+
+    def __init__(
+        self,
+        wsgi: Wsgi,
+        is_overrun: Callable[[], bool],
+        most_at_once: Mapping[str, int],
+        on_shed: Callable[[str], None],
+    ) -> None:
+        self._wsgi = wsgi
+        self._is_overrun = is_overrun
+        self._most_at_once = most_at_once
+        self._on_shed = on_shed
+        self._under_way: Counter[str] = Counter()
+
+    def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        name = environ["PATH_INFO"][1:].partition("/")[0]
+        if name == SUGGEST:
+            return (
+                self._refuse(name, start_response)
+                if self._is_overrun()
+                else self._wsgi(environ, start_response)
+            )
+        most = self._most_at_once.get(name)
+        if most is None:
+            return self._wsgi(environ, start_response)
+        if self._under_way[name] >= most:
+            return self._refuse(name, start_response)
+        self._under_way[name] += 1
+        try:
+            return self._wsgi(environ, start_response)
+        finally:
+            self._under_way[name] -= 1
+
+    def _refuse(self, name: str, start_response: StartResponse) -> Iterable[bytes]:
+        self._on_shed(name)
+        start_response(_STATUS, _HEADERS)
+        return (_BODY,)
+
+
+_BODY = orjson.dumps(
+    {
+        "type": "about:blank",
+        "title": "Service Unavailable",
+        "status": 503,
+        "detail": "more requests than can be answered in time; send it again later",
+        "request_id": "",
+        "errors": [],
+    }
+)
+_HEADERS = [
+    ("Content-Type", "application/problem+json"),
+    ("Content-Length", str(len(_BODY))),
+    ("Retry-After", str(RETRY_AFTER_S)),
+    ("Cache-Control", "no-store"),
+    ("X-Content-Type-Options", "nosniff"),
+]

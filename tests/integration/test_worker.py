@@ -1,0 +1,142 @@
+"""The gunicorn worker among clients that are slow, that send nonsense, and that stay on when it has to leave."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection, HTTPException
+
+import pytest
+
+TIMEOUT_S = 20.0
+KEEP_OPEN_S = 60
+
+
+class Gunicorn:
+    def __init__(self, folder, drain_s: float) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.log_path = folder / "gunicorn.log"
+        command = (
+            f"{sys.executable} -m gunicorn --worker-class app.api.gunicorn_worker.Worker --workers 1 "
+            f"--bind 127.0.0.1:{self.port} --keep-alive {KEEP_OPEN_S} --graceful-timeout {KEEP_OPEN_S} "
+            "--no-control-socket tests.integration.worker_application:application"
+        )
+        with self.log_path.open("w") as log:
+            self.process = subprocess.Popen(
+                command.split(),
+                env={**os.environ, "SHUTDOWN_DRAIN_S": str(drain_s), "DATA_DIR": str(folder)},
+                stdout=log,
+                stderr=log,
+            )
+
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), TIMEOUT_S)
+
+    def get(self, path: str) -> int | None:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status
+        except (OSError, HTTPException):
+            return None
+        finally:
+            connection.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "waited in vain"
+        time.sleep(0.01)
+
+
+@pytest.fixture(params=[0.0])
+def gunicorn(request, tmp_path) -> Iterator[Gunicorn]:
+    server = Gunicorn(tmp_path, request.param)
+    try:
+        wait_until(lambda: server.get("/ready") == 200)
+        yield server
+    finally:
+        server.process.kill()
+        server.process.wait()
+
+
+def answer(connection: socket.socket) -> bytes:
+    """All that comes until the server closes the connection."""
+    received = b""
+    while part := connection.recv(65_536):
+        received += part
+    return received
+
+
+def test_a_body_that_trickles_in_is_given_up_and_its_connection_closed(gunicorn):
+    with gunicorn.connect() as connection:
+        connection.sendall(b"POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nabc")
+
+        received = answer(connection)
+
+    assert received.startswith(b"HTTP/1.1 408 ") and b"application/problem+json" in received
+    assert b"the body did not arrive in time" in received
+
+
+@pytest.mark.parametrize("length", ["5", "999"], ids=["small", "the largest"])
+def test_a_body_that_arrives_in_time_is_read(gunicorn, length):
+    with gunicorn.connect() as connection:
+        head = f"POST /read HTTP/1.1\r\nHost: h\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n"
+        connection.sendall(head.encode() + b"x" * int(length))
+
+        assert answer(connection).endswith(length.encode())
+
+
+@pytest.mark.parametrize("chunks", [b"zz\r\nabc\r\n0\r\n\r\n", b"-1\r\n\r\n", b"5\r\nabcdefgh\r\n0\r\n\r\n"])
+def test_chunks_that_are_none_are_the_callers_mistake(gunicorn, chunks):
+    with gunicorn.connect() as connection:
+        connection.sendall(b"POST /read HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks)
+
+        received = answer(connection)
+
+    assert received.startswith(b"HTTP/1.1 400 "), received
+    assert gunicorn.get("/ready") == 200
+
+
+def test_who_hangs_up_in_the_middle_of_a_body_leaves_no_error_behind(gunicorn):
+    with gunicorn.connect() as connection:
+        connection.sendall(b"POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nabc")
+
+    assert gunicorn.get("/ready") == 200
+    assert "Traceback" not in gunicorn.log_path.read_text()
+
+
+def test_a_request_that_is_under_way_is_answered_and_idle_connections_hold_nobody_up(gunicorn):
+    with gunicorn.connect() as idle, gunicorn.connect() as half, gunicorn.connect() as busy:
+        idle.sendall(b"GET /ready HTTP/1.1\r\nHost: h\r\n\r\n")
+        received = b""
+        while not received.endswith(b"ready"):
+            received += idle.recv(65_536)
+        half.sendall(b"GET /ready HT")
+        busy.sendall(b"GET /slow/1.5 HTTP/1.1\r\nHost: h\r\n\r\n")
+        wait_until(lambda: gunicorn.get("/begun") == 200)
+
+        gunicorn.process.terminate()
+
+        received = answer(busy)
+        assert b"200 OK" in received and received.endswith(b"done")
+        assert b"connection: close" in received.lower()
+        assert answer(idle) == answer(half) == b""
+    assert gunicorn.process.wait(TIMEOUT_S) == 0
+    assert "graceful timeout" not in gunicorn.log_path.read_text()
+
+
+@pytest.mark.parametrize("gunicorn", [3.0], indirect=True)
+def test_it_is_not_ready_before_it_takes_no_more_requests(gunicorn):
+    gunicorn.process.terminate()
+
+    wait_until(lambda: gunicorn.get("/ready") == 503)
+    assert gunicorn.get("/slow/0.0") == 200
+
+    wait_until(lambda: gunicorn.get("/slow/0.0") is None)
+    assert gunicorn.process.wait(TIMEOUT_S) == 0

@@ -26,6 +26,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from flask import Flask
+from gevent import monkey
 from gevent.lock import BoundedSemaphore
 from gevent.monkey import get_original
 from prometheus_client import CollectorRegistry, start_http_server
@@ -45,6 +46,7 @@ from app.adapters.embedded import EmbeddedServers
 from app.adapters.erasures import PostgresErasures
 from app.adapters.event_log import PostgresEventLog
 from app.adapters.feature_tables import FeatureTables
+from app.adapters.file_lock import held
 from app.adapters.import_loader import ImportLoader
 from app.adapters.kafka_client import MAX_DEAD_LETTER_BYTES, consumer_config, producer_config
 from app.adapters.kafka_event_log import KafkaEventLog
@@ -57,6 +59,7 @@ from app.adapters.key_file import KeyFile, KeyKeeper, LiveKeys
 from app.adapters.key_store import KeyStore
 from app.adapters.maintenance import PostgresMaintenance
 from app.adapters.model_store import ModelStore
+from app.adapters.model_trial import require_fast_if_large
 from app.adapters.online_eraser import RedisEraser
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import ClusterClient, RedisProbe, connect_redis
@@ -71,6 +74,7 @@ from app.api.gunicorn_worker import Departure
 from app.api.health import DependencyStatus
 from app.api.logs import configure_logging
 from app.api.metrics import EventMetrics, ResilienceMetrics, ServingMetrics
+from app.api.overload import Overload
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.domain.ports import Breaker, EventLog, Ranker, Receipt
 from app.domain.types import Event, Proposition, Slate, SuggestRequest
@@ -95,10 +99,11 @@ from app.serving.decisions import DecisionQueue
 from app.serving.keeper import SnapshotKeeper, pause_s
 from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, RulesRanker
 from app.serving.refresh import Background, LiveModel, LiveSnapshot
+from app.serving.rounds import Rounds
 from app.serving.scoring import CurrentScorer
 from app.serving.suggest import Suggest
 from app.serving.trial import require_fast
-from app.serving.turns import WAIT_SHARE, TakingTurns
+from app.serving.turns import TakingTurns
 from app.settings import Settings, load_settings
 
 if TYPE_CHECKING:
@@ -137,6 +142,9 @@ RATES_EXCHANGE_S = 0.1
 # New objects between two garbage collections; 700 by default.
 PROJECTOR_GC_ALLOCATIONS = 200_000
 ERASURES_INTERVAL_S = 60.0
+# Of a request's deadline, what those who wait for their turn may need of the processor, and how long a round of the
+# event loop may be, in a burst; and a round that is not in one.
+QUEUE_SHARE, STANDING_SHARE = 0.5, 0.125
 # Enough that the others compute while one waits for Redis.
 RANKINGS_AT_ONCE = 4
 # How often it is seen whether candidates' features are to be renewed, as a part of how old they may be.
@@ -336,6 +344,22 @@ def _schema_reader(settings: Settings) -> Callable[[], None]:
     return read
 
 
+def try_model(settings: Settings, version: str) -> None:
+    """Scores a slate's candidates of the snapshot on this machine.
+
+    Raises:
+        ModelRefused: it cannot be read, is for other features, or takes too long.
+    """
+    snapshot = LiveSnapshot(SnapshotFolder(settings.snapshot_dir), settings.half_lives_s, lambda: None)
+    snapshot.refresh()
+    schema = SchemaFile(settings.snapshot_dir).read()
+    model = ModelStore(settings.model_dir, settings.half_lives_s).load(version, schema)
+    scorer = CurrentScorer(math.inf, settings.scorer_memory_mb << 20).prepared(
+        model, snapshot.current, time.time()
+    )
+    require_fast(scorer, settings.candidate_budget, SCORING_SHARE * settings.suggest_deadline_ms / 1_000)
+
+
 def primary_event_log(
     settings: Settings, database: Database, run_aside: Callable[[Callable], Any], registry: CollectorRegistry
 ) -> EventLog:
@@ -441,12 +465,23 @@ def build_api(
         require_fast(prepared, settings.candidate_budget, SCORING_SHARE * deadline_s)
         return lambda: scorer.adopt(prepared)
 
+    def run_in_turn(work: Callable) -> Any:
+        """One worker after the other: all at once they would take the whole machine from the requests."""
+
+        def work_alone() -> Any:
+            with held(settings.snapshot_dir / "loading.lock"):
+                return work()
+
+        return run_aside(work_alone)
+
+    models = ModelStore(settings.model_dir, settings.half_lives_s)
     model = LiveModel(
-        ModelStore(settings.model_dir, settings.half_lives_s),
+        models,
         SchemaFile(settings.snapshot_dir),
         metrics.model_load,
-        run_aside,
+        run_in_turn,
         prepare_scorer,
+        lambda version: require_fast_if_large(models, version),
     )
     online_probe = RedisProbe(online_store)
     kafka_probe = KafkaProbe(settings) if settings.kafka_bootstrap_servers else None
@@ -496,11 +531,14 @@ def build_api(
             metrics.cache_request,
         )
     rules = RulesRanker(current_snapshot, generator, settings.rules_weights)
+    rounds = Rounds(QUEUE_SHARE * deadline_s, STANDING_SHARE * deadline_s)
+    if monkey.is_module_patched("socket"):
+        _follow_rounds(rounds)
     default = DefaultRanker(_default_catalog(settings), current_snapshot)
     ranker = TakingTurns(
         Fallback(by_model, Fallback(rules, default, metrics.fell_back), metrics.fell_back),
         BoundedSemaphore(RANKINGS_AT_ONCE),
-        WAIT_SHARE * deadline_s,
+        QUEUE_SHARE * deadline_s,
         RANKINGS_AT_ONCE,
     )
 
@@ -586,11 +624,23 @@ def build_api(
         flush_decisions=decisions.flush,
         find_key=keys.find,
         rate_counts=rate_counts,
-        is_overrun=lambda: ranker.is_overrun,
+        is_overrun=lambda: rounds.is_overrun or ranker.is_overrun,
         count_shed=resilience.shed,
         is_leaving=lambda: Departure.is_near,
     )
     return services, Background(repeated), registry
+
+
+def _follow_rounds(rounds: Rounds) -> None:
+    """Tells when the event loop of this thread begins to work off what is ready, and when it waits again."""
+    loop = gevent.get_hub().loop
+    for watcher, action in ((loop.check(), rounds.begin), (loop.prepare(), rounds.end)):
+        watcher.priority = loop.MAXPRI
+        watcher.start(action)
+        _WATCHERS.append(watcher)
+
+
+_WATCHERS: list[Any] = []  # else they would be collected, and silent
 
 
 def _event_recording(
@@ -646,6 +696,7 @@ def web() -> Flask:
     _wait_for_keeper(SnapshotFolder(settings.snapshot_dir), started_s)
     services, background, registry = build_api(settings, gevent.get_hub().threadpool.apply)
     app = create_app(settings, services, registry)
+    Overload.watch(services.is_overrun, services.count_shed)
     atexit.register(services.flush_decisions)
     background.start()
     Background({keeper.ensure: settings.snapshot_refresh_s}).start()

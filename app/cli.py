@@ -173,6 +173,17 @@ def import_(
         raise typer.Exit(EXIT_REJECTS)
 
 
+@app.command("try-model")
+def try_model(
+    version: Annotated[str, typer.Argument(help="Name of a folder in the models' folder.")],
+) -> None:
+    """See whether a model is fast enough for this machine and its catalog; web workers do so with large ones."""
+    from app import bootstrap
+
+    bootstrap.try_model(load_settings(), version)
+    console.print(f"model {version} is fast enough")
+
+
 @app.command()
 def snapshot(
     follow: Annotated[

@@ -24,6 +24,7 @@ import psycopg2
 import redis
 
 from app.adapters.child_process import end_with_parent
+from app.adapters.free_ports import free_port
 from app.domain.errors import ConfigurationError, StoreUnavailable
 
 START_TIMEOUT_S = 30.0
@@ -137,7 +138,7 @@ class _Server:
             self._save(password=secrets.token_hex(16))
         _wait_until(lambda: not _runs_in(self.data), f"an old {self.name} still uses {self.data}")
         if not _is_free(self.state.get("port")):
-            self._save(port=_free_port())
+            self._save(port=free_port())
         self.prepare()
         with self.log.open("ab") as log:
             process = subprocess.Popen(
@@ -346,12 +347,6 @@ def _is_free(port: int | None) -> bool:
         except OSError:
             return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _write_private(path: Path, text: str) -> None:

@@ -43,6 +43,17 @@ class ModelStore:
         """Complete versions, oldest first: names begin with the time of training."""
         return sorted(path.parent.name for path in self._root.glob(f"*/{MANIFEST}"))
 
+    def size_bytes(self, version: str) -> int:
+        """Of the ranker's file.
+
+        Raises:
+            ModelRefused: it is missing.
+        """
+        try:
+            return (self.folder(version) / RANKER).stat().st_size
+        except OSError as error:
+            raise ModelRefused(f"model {version} lacks its file {RANKER}") from error
+
     def manifest(self, version: str) -> dict[str, Any]:
         try:
             return json.loads((self.folder(version) / MANIFEST).read_text())

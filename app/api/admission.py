@@ -11,7 +11,7 @@ Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 SUGGEST = "suggest"
 RETRY_AFTER_S = 1
-_STATUS = "503 Service Unavailable"
+REFUSAL_STATUS = "503 Service Unavailable"
 
 
 class Admission:
@@ -58,11 +58,11 @@ class Admission:
 
     def _refuse(self, name: str, start_response: StartResponse) -> Iterable[bytes]:
         self._on_shed(name)
-        start_response(_STATUS, _HEADERS)
-        return (_BODY,)
+        start_response(REFUSAL_STATUS, REFUSAL_HEADERS)
+        return (REFUSAL_BODY,)
 
 
-_BODY = orjson.dumps(
+REFUSAL_BODY = orjson.dumps(
     {
         "type": "about:blank",
         "title": "Service Unavailable",
@@ -72,9 +72,9 @@ _BODY = orjson.dumps(
         "errors": [],
     }
 )
-_HEADERS = [
+REFUSAL_HEADERS = [
     ("Content-Type", "application/problem+json"),
-    ("Content-Length", str(len(_BODY))),
+    ("Content-Length", str(len(REFUSAL_BODY))),
     ("Retry-After", str(RETRY_AFTER_S)),
     ("Cache-Control", "no-store"),
     ("X-Content-Type-Options", "nosniff"),

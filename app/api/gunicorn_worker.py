@@ -7,9 +7,10 @@ from typing import Any
 import gevent
 from gevent.server import StreamServer
 from gunicorn.http.errors import InvalidHeader, NoMoreData, ParseException, UnsupportedTransferCoding
-from gunicorn.workers import ggevent
+from gunicorn.workers import base_async, ggevent
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestTimeout
 
+from app.api.overload import SheddingParser
 from app.settings import load_settings
 
 # Longer than another worker takes to wake up; so a worker still accepts up to a thousand connections a second.
@@ -85,6 +86,7 @@ class Worker(ggevent.GeventWorker):
 
     def run(self) -> None:
         ggevent.StreamServer = TurnTakingServer
+        base_async.http.get_parser = lambda cfg, source, address: SheddingParser(cfg, source, address)
         self._idle: dict[gevent.Greenlet, gevent.Timeout] = {}
         self._under_way: set[Any] = set()
         self._drain_s = load_settings().shutdown_drain_s

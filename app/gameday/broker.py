@@ -4,7 +4,6 @@ import fcntl
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from app.adapters.child_process import end_with_parent
+from app.adapters.free_ports import free_port
 from app.domain.errors import ConfigurationError, StoreUnavailable
 
 KAFKA_VERSION = "4.3.1"
@@ -64,7 +64,7 @@ class Broker:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._port, self._controller_port = _free_ports(2)
+        self._port, self._controller_port = free_port(), free_port()
         self._process: subprocess.Popen | None = None
 
     @property
@@ -234,11 +234,3 @@ def _run(command: list[str]) -> None:
         raise ConfigurationError(f"`{command[0]}` failed: {(error.stdout + error.stderr)[-500:]}") from error
     except subprocess.TimeoutExpired as error:
         raise ConfigurationError(f"`{command[0]}` took longer than {RESOLVE_TIMEOUT_S:g} s") from error
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [free.getsockname()[1] for free in sockets]
-    for free in sockets:
-        free.close()
-    return ports

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from urllib.request import urlopen
 
 from app.adapters.child_process import end_with_parent
 from app.adapters.embedded import EmbeddedServers
+from app.adapters.free_ports import free_port
 from app.domain.errors import PropositionsError
 from app.settings import Settings, load_settings
 
@@ -136,7 +136,7 @@ class Stack:
 
     def __init__(self, folder: Path, environment: Mapping[str, str]) -> None:
         self.folder = folder
-        self.port = _free_port()
+        self.port = free_port()
         self._environment = {
             **os.environ,
             # Nobody outside has a key of this stack.
@@ -263,9 +263,3 @@ def _command(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -53,7 +53,8 @@ class LiveSnapshot:
 class LiveModel:
     """The active model. A version that is refused leaves the one before in service.
 
-    `run` runs what takes long where it does not hold up requests. `prepare` makes everything ready for a model
+    `prove` looks at a version before it is loaded, and raises ModelRefused if that would be no good. `run` runs what takes
+    long where it does not hold up requests. `prepare` makes everything ready for a model
     that is about to serve, and returns what to do in the moment in which it does.
     """
 
@@ -64,12 +65,14 @@ class LiveModel:
         on_load: Callable[[str], None],
         run: Callable[[Callable], Any] = lambda work: work(),
         prepare: Callable[[Model], Callable[[], None]] = lambda model: lambda: None,
+        prove: Callable[[str], None] = lambda version: None,
     ) -> None:
         self._models = models
         self._schemas = schemas
         self._on_load = on_load
         self._run = run
         self._prepare = prepare
+        self._prove = prove
         self._refused: str | None = None
         self.current: Model | None = None
         self.problem: str | None = "not read yet"
@@ -89,6 +92,7 @@ class LiveModel:
 
     def _load(self, version: str) -> None:
         try:
+            self._prove(version)
             model = self._run(lambda: self._models.load(version, self._schemas.read()))
             switch = self._run(lambda: self._prepare(model))
         except ModelRefused as error:

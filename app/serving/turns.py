@@ -9,11 +9,14 @@ from typing import Protocol
 from app.domain.budget import TimeBudget
 from app.domain.ports import Ranker
 from app.domain.types import Slate, SuggestRequest
+from app.serving.rounds import BURST_S
 
 # Of a request's time, what it waits for its turn at most: a store that hangs must not hold up those behind.
 WAIT_SHARE = 0.25
 # How much the latest request counts in what one costs.
 _COST_WEIGHT = 0.05
+# As in `app.serving.rounds`.
+_STANDING_SHARE = 0.125
 
 
 class Semaphore(Protocol):
@@ -30,8 +33,11 @@ class TakingTurns:
     way at once, each waits for all others twice: before it asks Redis and after.
 
     Args:
-        longest_queue_s: when those who wait need more of the processor than this, `is_overrun`.
+        longest_queue_s: when those who wait need more of the processor than this, `is_overrun`. A burst may fill
+            the queue so far; when it was never empty for `BURST_S`, an eighth of it counts: then it is no burst, and each waits
+            for nothing but all those before.
         least_queue: so many may always wait.
+        clock: seconds.
         cpu_clock: seconds that this worker's thread has computed. What it spends waiting for a store that
             hangs is no sign of too many requests.
     """
@@ -43,11 +49,13 @@ class TakingTurns:
         longest_queue_s: float = math.inf,
         least_queue: int = 4,
         cpu_clock: Callable[[], float] = time.thread_time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ranker = ranker
         self._turns = turns
         self._longest_queue_s, self._least_queue = longest_queue_s, least_queue
-        self._cpu_clock = cpu_clock
+        self._cpu_clock, self._clock = cpu_clock, clock
+        self._was_empty_at_s = clock()
         self._waiting = 0
         self._cost_s = 0.0
         self._busy_since_s: float | None = None
@@ -55,7 +63,10 @@ class TakingTurns:
     @property
     def is_overrun(self) -> bool:
         """True if whoever comes now would wait too long."""
-        return self._waiting > self._least_queue and self._waiting * self._cost_s > self._longest_queue_s
+        if self._waiting <= self._least_queue:
+            return False
+        is_burst = self._clock() - self._was_empty_at_s < BURST_S
+        return self._waiting * self._cost_s > self._longest_queue_s * (1.0 if is_burst else _STANDING_SHARE)
 
     def rank(self, request: SuggestRequest, request_id: str, now: datetime, budget: TimeBudget) -> Slate:
         self._waiting += 1
@@ -63,6 +74,8 @@ class TakingTurns:
             has_turn = self._turns.acquire(timeout=max(WAIT_SHARE * budget.remaining_s, 0.0))
         finally:
             self._waiting -= 1
+            if not self._waiting:
+                self._was_empty_at_s = self._clock()
         budget.finish("turn")
         try:
             return self._ranker.rank(request, request_id, now, budget)

@@ -96,10 +96,12 @@ class Processor:
         return request_id
 
 
-def busy(cost_s: float, longest_queue_s: float, ranked: int = 200) -> tuple[TakingTurns, Processor]:
+def busy(
+    cost_s: float, longest_queue_s: float, ranked: int = 200, clock=lambda: 0.0
+) -> tuple[TakingTurns, Processor]:
     """Turns that have seen many requests one after the other, with others waiting all the time."""
     processor = Processor(cost_s)
-    turns = TakingTurns(processor, threading.BoundedSemaphore(1), longest_queue_s, 2, processor)
+    turns = TakingTurns(processor, threading.BoundedSemaphore(1), longest_queue_s, 2, processor, clock)
     turns._waiting = 1
     for _ in range(ranked):
         rank(turns, "r")
@@ -139,4 +141,21 @@ def test_stores_that_hang_make_nobody_overrun():
     turns, _ = busy(cost_s=0.0, longest_queue_s=0.02)
 
     turns._waiting = 1_000
+    assert not turns.is_overrun
+
+
+def test_a_queue_that_stands_is_cut_short_and_a_burst_is_not():
+    now = [0.0]
+    turns, _ = busy(cost_s=0.002, longest_queue_s=0.0405, clock=lambda: now[0])
+    rank(turns, "empty")
+    turns._waiting = 20
+
+    assert not turns.is_overrun
+    now[0] = 0.2
+    assert turns.is_overrun
+    turns._waiting = 2
+    assert not turns.is_overrun
+    turns._waiting = 0
+    rank(turns, "empty again")
+    turns._waiting = 20
     assert not turns.is_overrun

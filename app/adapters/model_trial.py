@@ -1,0 +1,43 @@
+"""Trying a large model in a process of its own, which has no claim to the processor that requests need."""
+
+import logging
+import os
+import subprocess
+import sys
+
+from app.adapters.child_process import end_with_parent
+from app.adapters.model_store import ModelStore
+from app.domain.errors import ModelRefused
+
+log = logging.getLogger(__name__)
+
+COMMAND = (sys.executable, "-m", "app", "try-model")
+# Smaller ones are read within some 50 ms, and tried where they are to serve.
+LARGE_BYTES = 4_194_304
+TIMEOUT_S = 120.0
+_LOWEST_PRIORITY = 19
+
+
+def require_fast_if_large(store: ModelStore, version: str) -> None:
+    """To be called from a greenlet, which waits for the process and lets others run.
+
+    Raises:
+        ModelRefused: it is too slow, cannot be read, or the trial itself takes too long.
+    """
+    if store.size_bytes(version) < LARGE_BYTES:
+        return
+    try:
+        done = subprocess.run(
+            [*COMMAND, version], capture_output=True, text=True, timeout=TIMEOUT_S, preexec_fn=_step_back
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelRefused(f"model {version} was tried for {TIMEOUT_S:.0f} s in vain") from error
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+        raise ModelRefused(reason.removeprefix("error: "))
+    log.info("model %s is large, and fast enough", version)
+
+
+def _step_back() -> None:
+    os.nice(_LOWEST_PRIORITY)
+    end_with_parent()

@@ -1,0 +1,72 @@
+"""What is handled late in a round of the event loop has waited since the round began."""
+
+import pytest
+
+from app.serving.rounds import BURST_S, Rounds
+
+LONGEST_S, STANDING_S = 0.04, 0.01
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 50.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def rounds(clock):
+    return Rounds(LONGEST_S, STANDING_S, clock)
+
+
+def play(rounds: Rounds, clock: Clock, *lengths_s: float) -> None:
+    for length_s in lengths_s:
+        rounds.begin()
+        clock.now_s += length_s
+        rounds.end()
+
+
+@pytest.mark.parametrize(("waited_s", "is_overrun"), [(0.0, False), (0.039, False), (0.041, True)])
+def test_a_burst_may_make_a_round_so_long(rounds, clock, waited_s, is_overrun):
+    play(rounds, clock, 0.001)
+    rounds.begin()
+
+    clock.now_s += waited_s
+
+    assert rounds.is_overrun is is_overrun
+
+
+@pytest.mark.parametrize(("waited_s", "is_overrun"), [(0.0, False), (0.009, False), (0.011, True)])
+def test_when_long_rounds_do_not_end_they_are_kept_short(rounds, clock, waited_s, is_overrun):
+    play(rounds, clock, *[0.03] * 4)
+    rounds.begin()
+
+    clock.now_s += waited_s
+
+    assert rounds.is_overrun is is_overrun
+
+
+def test_one_short_round_and_it_was_a_burst(rounds, clock):
+    play(rounds, clock, *[0.03] * 10, 0.001)
+    rounds.begin()
+
+    clock.now_s += 0.03
+
+    assert not rounds.is_overrun
+
+
+def test_time_in_which_nothing_is_ready_is_no_round(rounds, clock):
+    play(rounds, clock, 0.001)
+    clock.now_s += 100 * BURST_S
+    play(rounds, clock, 0.001)
+    rounds.begin()
+
+    clock.now_s += 0.03
+
+    assert not rounds.is_overrun

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from app.gameday.series import Answer, percentile
@@ -38,6 +38,14 @@ class Promise:
     is_recovery_only_stated: bool = False
     dependency: str | None = None
     model: str | None = None
+
+    def with_patience(self, patience: float) -> "Promise":
+        return replace(
+            self,
+            errors_share=patience * self.errors_share,
+            p99_ms=patience * self.p99_ms,
+            recovery_s=patience * self.recovery_s,
+        )
 
     def __str__(self) -> str:
         recovery = (

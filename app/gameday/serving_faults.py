@@ -18,7 +18,7 @@ from app.gameday.stack import Server
 FaultBlock = Callable[[World, Moments], AbstractContextManager]
 
 DELAY_S = 2.0
-FOREIGN_KEYS = 5_000
+FOREIGN_KEYS = 1_000
 GARBAGE_BYTES = 40
 # How far the projector says that Redis got. It stays a hash, so that its garbage is read.
 PROJECTED = b"propositions:projected-slots"
@@ -94,15 +94,13 @@ def filled_with_garbage(world: World, _: Moments) -> Iterator[None]:
     with redis.Redis.from_url(world.stack.redis.address) as client:
         ours = sorted(client.scan_iter(count=1_000))
         fields = _fields(client, ours)
-        with client.pipeline(transaction=False) as commands:
-            for key, names in zip(ours, fields, strict=True):
-                if names and (key == PROJECTED or chance.random() < 0.5):
-                    commands.hset(key, mapping={name: chance.randbytes(GARBAGE_BYTES) for name in names})
-                else:
-                    commands.set(key, chance.randbytes(GARBAGE_BYTES))
-            for number in range(FOREIGN_KEYS):
-                commands.hset(f"another-project:{number}", mapping={"value": chance.randbytes(GARBAGE_BYTES)})
-            commands.execute()
+        for key, names in zip(ours, fields, strict=True):
+            if names and (key == PROJECTED or chance.random() < 0.5):
+                client.hset(key, mapping={name: chance.randbytes(GARBAGE_BYTES) for name in names})
+            else:
+                client.set(key, chance.randbytes(GARBAGE_BYTES))
+        for number in range(FOREIGN_KEYS):
+            client.hset(f"another-project:{number}", mapping={"value": chance.randbytes(GARBAGE_BYTES)})
         yield
         client.flushall()
 

@@ -23,6 +23,7 @@ from app.settings import Settings, load_settings
 READY_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.05
+PROJECTOR_NICENESS = 10
 _ADDRESSES = {"postgres": "database_url", "redis": "redis_url"}
 
 
@@ -40,15 +41,24 @@ class Part(Protocol):
 
 
 class Program:
-    """A `propositions` command that runs until it is ended."""
+    """A `propositions` command that runs until it is ended.
+
+    `niceness`: what is not on the service's machine in production should not take the processor from it here.
+    """
 
     def __init__(
-        self, name: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        niceness: int = 0,
     ) -> None:
         self.name = name
         self._arguments = arguments
         self.environment = dict(environment)
         self._folder = folder
+        self._niceness = niceness
         self._process: subprocess.Popen | None = None
 
     def start(self) -> None:
@@ -60,8 +70,12 @@ class Program:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=self._prepare,
             )
+
+    def _prepare(self) -> None:
+        end_with_parent()
+        os.nice(self._niceness)
 
     @property
     def is_running(self) -> bool:
@@ -160,7 +174,7 @@ class Stack:
     def add_projector(self) -> Program:
         """One more projector beside those that run."""
         name = f"projector-{len(self.projectors) + 1}"
-        projector = Program(name, ["project", "--follow"], self._environment, self.folder)
+        projector = Program(name, ["project", "--follow"], self._environment, self.folder, PROJECTOR_NICENESS)
         projector.start()
         self.projectors.append(projector)
         return projector

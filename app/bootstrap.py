@@ -63,7 +63,7 @@ from app.adapters.model_trial import require_fast_if_large
 from app.adapters.online_eraser import RedisEraser
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import ClusterClient, RedisProbe, connect_redis
-from app.adapters.redis_wire import GuardedWire, open_wire
+from app.adapters.redis_wire import GuardedWire, NoConnectionFree, open_wire
 from app.adapters.schema_file import RegistrySchema, SchemaFile
 from app.adapters.shared_counts import SharedCounts
 from app.adapters.snapshots import KeeperReport, SnapshotFolder, SnapshotSource
@@ -97,7 +97,7 @@ from app.serving.cache import CachedRanker
 from app.serving.candidates import CandidateGenerator
 from app.serving.decisions import DecisionQueue
 from app.serving.keeper import SnapshotKeeper, pause_s
-from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, RulesRanker
+from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, Relieved, RulesRanker
 from app.serving.refresh import Background, LiveModel, LiveSnapshot
 from app.serving.rounds import Rounds
 from app.serving.scoring import CurrentScorer
@@ -142,8 +142,8 @@ RATES_EXCHANGE_S = 0.1
 # New objects between two garbage collections; 700 by default.
 PROJECTOR_GC_ALLOCATIONS = 200_000
 ERASURES_INTERVAL_S = 60.0
-# Of a request's deadline, what those who wait for their turn may need of the processor, and how long a round of the
-# event loop may be, in a burst; and a round that is not in one.
+# Of a request's deadline, how late in a round of the event loop it may be handled, and what those who wait for their turn
+# may need of the processor; and from when on, if that goes on, slates are ranked by what costs least.
 QUEUE_SHARE, STANDING_SHARE = 0.5, 0.125
 # Enough that the others compute while one waits for Redis.
 RANKINGS_AT_ONCE = 4
@@ -427,7 +427,13 @@ def build_api(
         "postgres", BREAKER_FAILURES, BREAKER_OPEN_S, on_state=resilience.breaker_changed
     )
     redis_breaker = CircuitBreaker(
-        "redis", REDIS_BREAKER_FAILURES, REDIS_BREAKER_OPEN_S, on_state=resilience.breaker_changed
+        "redis",
+        REDIS_BREAKER_FAILURES,
+        REDIS_BREAKER_OPEN_S,
+        on_state=resilience.breaker_changed,
+        is_failure=lambda error: (
+            isinstance(error, StoreUnavailable) and not isinstance(error, NoConnectionFree)
+        ),
     )
     model_breaker = CircuitBreaker(
         "model",
@@ -532,14 +538,23 @@ def build_api(
         )
     rules = RulesRanker(current_snapshot, generator, settings.rules_weights)
     rounds = Rounds(QUEUE_SHARE * deadline_s, STANDING_SHARE * deadline_s)
-    if monkey.is_module_patched("socket"):
+    has_event_loop = monkey.is_module_patched("socket")
+    if has_event_loop:
         _follow_rounds(rounds)
     default = DefaultRanker(_default_catalog(settings), current_snapshot)
-    ranker = TakingTurns(
-        Fallback(by_model, Fallback(rules, default, metrics.fell_back), metrics.fell_back),
+    without_model = Fallback(rules, default, metrics.fell_back)
+    turns = TakingTurns(
+        Fallback(by_model, without_model, metrics.fell_back),
         BoundedSemaphore(RANKINGS_AT_ONCE),
         QUEUE_SHARE * deadline_s,
+        STANDING_SHARE * deadline_s,
         RANKINGS_AT_ONCE,
+    )
+    ranker = Relieved(
+        turns,
+        without_model,
+        lambda: (has_event_loop and rounds.is_strained) or turns.is_strained,
+        metrics.fell_back,
     )
 
     def on_decision(request: SuggestRequest, slate: Slate) -> None:
@@ -624,7 +639,7 @@ def build_api(
         flush_decisions=decisions.flush,
         find_key=keys.find,
         rate_counts=rate_counts,
-        is_overrun=lambda: rounds.is_overrun or ranker.is_overrun,
+        is_overrun=lambda: (has_event_loop and rounds.is_overrun) or turns.is_overrun,
         count_shed=resilience.shed,
         is_leaving=lambda: Departure.is_near,
     )

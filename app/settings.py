@@ -28,7 +28,7 @@ from app.domain.rules import RulesWeights
 
 CommaSeparated = NoDecode
 
-_MEMORY_DIR = Path("/dev/shm")
+_MEMORY_DIR = Path("/dev/shm")  # noqa: S108  (a folder of our own in it, which nobody else may enter)
 ClosableRoutes = Literal["metrics", "docs", "catalog", "users"]
 
 NO_LIMIT = "none"

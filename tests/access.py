@@ -8,6 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from app.adapters.shared_counts import SharedCounts
 from app.api.factory import ApiServices, create_app
+from app.api.health import DependencyStatus
 from app.domain.access import KeyRing, Scope, make_key, revoke, rotate
 from app.domain.ports import Receipt, Upserted
 from app.domain.types import DegradationLevel, Slate, StoredIn, Strategy
@@ -101,7 +102,9 @@ def app(holders, clock):
             propositions=Store(),
             users=Store(),
             forget_user=lambda user_id: Forgotten({}, True),
-            check_health=dict,
+            check_health=lambda: {
+                "redis": DependencyStatus(False, "connection to 10.0.0.1:6379 refused", "opened")
+            },
             flush_decisions=lambda: None,
             find_key=holders.find,
             rate_counts=SharedCounts(NoRedis(), clock),

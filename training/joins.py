@@ -35,7 +35,7 @@ _NUMBERED = """
            row_number() OVER (ORDER BY decided_us, slate_id COLLATE "C", proposition_id COLLATE "C") - 1 AS number
     FROM ({labelled}) AS labelled"""
 # PostgreSQL does not know how many rows a WITH query has, and a nested loop over all of them would not end.
-_ONE_PASS = "SET LOCAL enable_nestloop = off; SET LOCAL work_mem = '64MB'"
+_IN_ONE_GO = "SET LOCAL enable_nestloop = off; SET LOCAL work_mem = '64MB'"
 _MANY_LOOKUPS = f"SET LOCAL enable_nestloop = on; ANALYZE {_LABELLED}"
 _SLATES = f"""
     SELECT DISTINCT ON (slate_number) slate_number AS number, slate_id, user_id, context_key, decided_us, is_sampled,
@@ -80,7 +80,7 @@ def join_features(
         StoreUnavailable: PostgreSQL does not answer.
     """
     with _snapshot(store) as connection:
-        connection.execute(_ONE_PASS)
+        connection.execute(_IN_ONE_GO)
         connection.execute(_NUMBERED.format(table=_LABELLED, labelled=labelled))
         connection.execute(_MANY_LOOKUPS)
         if not connection.execute(f"SELECT EXISTS (SELECT FROM {_LABELLED})").fetchone()[0]:

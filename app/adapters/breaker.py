@@ -11,7 +11,7 @@ from typing import TypeVar
 from purgatory import SyncCircuitBreakerFactory
 from purgatory.domain.messages.base import Event
 from purgatory.domain.messages.events import ContextChanged
-from purgatory.domain.model import CLOSED, HalfOpenedState
+from purgatory.domain.model import CLOSED, HALF_OPENED, HalfOpenedState
 
 from app.domain.errors import LeftAlone, StoreUnavailable
 
@@ -60,6 +60,7 @@ class CircuitBreaker:
         )
         factory.add_listener(self._note)
         self._breaker = factory.get_breaker(name)
+        on_state(name, CLOSED)
 
     @property
     def state(self) -> str:
@@ -73,12 +74,12 @@ class CircuitBreaker:
             LeftAlone: it has failed, and is not asked for now.
         """
         if self.state == CLOSED:
-            with self._watched():
+            with self._watched(self._slow_s):
                 yield
             return
         if self._clock() - self._opened_at < self._open_s:
             raise self._left_alone()
-        with self._half_opened():
+        with self._half_opened(self._slow_s):
             yield
 
     def call(self, work: Callable[[], T]) -> T:
@@ -86,39 +87,40 @@ class CircuitBreaker:
         if self.state != CLOSED:
             with self.guard():
                 return work()
-        with self._watched():
+        with self._watched(self._slow_s):
             return work()
 
     def probe(self, work: Callable[[], object]) -> None:
-        """Lets this work decide now whether an open breaker closes. A failure of it is no error here."""
+        """Lets this work decide now whether an open breaker closes, however long it takes. Its failure is no error here."""
         if self.state == CLOSED:
             return
         try:
-            with self._half_opened():
+            with self._half_opened(math.inf):
                 work()
         except Exception as error:
             if not self._counts(error) and not isinstance(error, StoreUnavailable):
                 raise
 
     @contextmanager
-    def _half_opened(self) -> Iterator[None]:
+    def _half_opened(self, slow_s: float) -> Iterator[None]:
         """One at a time: a dependency that is getting up must not be run over."""
         if not self._probing.acquire(blocking=False):
             raise self._left_alone()
         try:
             self._breaker.context.set_state(HalfOpenedState())
-            with self._watched():
+            self._on_state(self.name, self.state)  # purgatory tells of it only when it is over
+            with self._watched(slow_s):
                 yield
         finally:
             self._probing.release()
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _watched(self, slow_s: float) -> Iterator[None]:
         began_s = self._work_clock()
         try:
             with self._breaker:
                 yield
-                if self._work_clock() - began_s > self._slow_s:
+                if self._work_clock() - began_s > slow_s:
                     raise _Slow
         except _Slow:
             pass
@@ -130,7 +132,7 @@ class CircuitBreaker:
         return LeftAlone(f"{self.name} has failed and is left alone for a moment")
 
     def _note(self, circuit: str, kind: str, event: Event) -> None:
-        if isinstance(event, ContextChanged):
+        if isinstance(event, ContextChanged) and event.state != HALF_OPENED:
             if event.state != CLOSED:
                 self._opened_at = self._clock()
             log.warning("the breaker before %s is %s", self.name, event.state)

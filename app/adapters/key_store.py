@@ -63,8 +63,10 @@ def _keys(connection: Connection, statement, **parameters: object) -> list[ApiKe
 
 
 def _key(row: RowMapping) -> ApiKey:
+    # A scope that this version does not know opens nothing here, and must not keep the other keys from being read.
+    scopes = frozenset(Scope(name) for name in row["scopes"] if name in set(Scope))
     digests = {name: row[name] and bytes(row[name]) for name in ("digest", "previous_digest")}
-    return ApiKey(**{**row, **digests, "scopes": frozenset(map(Scope, row["scopes"]))})
+    return ApiKey(**{**row, **digests, "scopes": scopes})
 
 
 def _values(key: ApiKey) -> dict[str, object]:

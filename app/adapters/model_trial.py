@@ -7,7 +7,7 @@ import sys
 
 from app.adapters.child_process import end_with_parent
 from app.adapters.model_store import ModelStore
-from app.domain.errors import ModelRefused
+from app.domain.errors import ModelRefused, StoreUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +22,8 @@ def require_fast_if_large(store: ModelStore, version: str) -> None:
     """To be called from a greenlet, which waits for the process and lets others run.
 
     Raises:
-        ModelRefused: it is too slow, cannot be read, or the trial itself takes too long.
+        ModelRefused: it is too slow, or cannot be read.
+        StoreUnavailable: the trial did not come to an end, and may do so another time.
     """
     if store.size_bytes(version) < LARGE_BYTES:
         return
@@ -30,8 +31,8 @@ def require_fast_if_large(store: ModelStore, version: str) -> None:
         done = subprocess.run(
             [*COMMAND, version], capture_output=True, text=True, timeout=TIMEOUT_S, preexec_fn=_step_back
         )
-    except subprocess.TimeoutExpired as error:
-        raise ModelRefused(f"model {version} was tried for {TIMEOUT_S:.0f} s in vain") from error
+    except (subprocess.TimeoutExpired, OSError) as error:
+        raise StoreUnavailable(f"the trial of model {version} did not come to an end: {error}") from error
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         raise ModelRefused(reason.removeprefix("error: "))

@@ -23,7 +23,13 @@ from app.domain.ports import Breaker
 
 _READ_BYTES = 16_384
 _NOTHING = object()
+# A timeout says something of Redis only after as long.
+_TELLING_S = 0.01
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"
+
+
+class NoConnectionFree(StoreUnavailable):
+    """There are more callers than connections, which says nothing of Redis."""
 
 
 class CommandRefused(StoreUnavailable):
@@ -42,12 +48,14 @@ def open_wire(client: redis.Redis | ClusterClient) -> "RedisWire | ClusterWire":
 
 
 class GuardedWire:
-    """A wire behind a breaker."""
+    """A wire behind a breaker. A caller with hardly any time left does not find out whether Redis is up."""
 
     def __init__(self, wire: Wire, breaker: Breaker) -> None:
         self._wire, self._breaker = wire, breaker
 
     def ask(self, packed: bytes, reply_count: int, timeout_s: float | None = None) -> list[Any]:
+        if timeout_s is not None and timeout_s < _TELLING_S and self._breaker.state == "closed":
+            return self._wire.ask(packed, reply_count, timeout_s)
         return self._breaker.call(lambda: self._wire.ask(packed, reply_count, timeout_s))
 
 
@@ -78,7 +86,7 @@ class RedisWire:
         if timeout_s is None or timeout_s > self._timeout_s:
             timeout_s = self._timeout_s
         if not self._free.acquire(blocking=False):
-            raise StoreUnavailable("all connections to Redis are in use: raise REDIS_POOL_SIZE")
+            raise NoConnectionFree("all connections to Redis are in use: raise REDIS_POOL_SIZE")
         try:
             return self._exchange(packed, reply_count, time.monotonic() + timeout_s)
         except (*REDIS_ERRORS, hiredis.HiredisError, OSError) as error:

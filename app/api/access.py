@@ -97,6 +97,15 @@ def authorize_callers(app: Flask, settings: Settings) -> None:
         )
 
 
+def is_operator(settings: Settings) -> bool:
+    """Whether whoever asks may see what is inside."""
+    return (
+        settings.development_mode
+        or (settings.private_port > 0 and request.environ["SERVER_PORT"] == str(settings.private_port))
+        or (g.api_key is not None and Scope.ADMIN in g.api_key.scopes)
+    )
+
+
 def describe_access(document: dict[str, Any]) -> None:
     """Adds to an OpenAPI document which scope each route needs, and what it answers without."""
     document["components"]["securitySchemes"] = {

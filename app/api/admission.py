@@ -10,12 +10,13 @@ StartResponse = Callable[..., Any]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 SUGGEST = "suggest"
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 RETRY_AFTER_S = 1
 REFUSAL_STATUS = "503 Service Unavailable"
 
 
 class Admission:
-    """WSGI middleware. Whoever watches and measures (`/health`, `/metrics`) is always let in.
+    """WSGI middleware. Methods that no route has end here, too. Whoever watches and measures (`/health`, `/metrics`) is always let in.
 
     Args:
         wsgi: the application.
@@ -38,6 +39,10 @@ class Admission:
         self._under_way: Counter[str] = Counter()
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        if environ["REQUEST_METHOD"] not in METHODS:
+            # Metrics have a label for it, and so every word that anybody makes up would cost memory for good.
+            start_response("405 Method Not Allowed", [("Allow", ", ".join(METHODS)), ("Content-Length", "0")])
+            return ()
         name = environ["PATH_INFO"][1:].partition("/")[0]
         if name == SUGGEST:
             return (

@@ -13,7 +13,7 @@ from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMet
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
 
-from app.api.access import FindKey, authorize_callers, describe_access, identify_callers
+from app.api.access import FindKey, authorize_callers, describe_access, identify_callers, is_operator
 from app.api.admission import Admission
 from app.api.catalog import catalog_routes, user_routes
 from app.api.cors import allow_origins
@@ -112,7 +112,7 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
     )
     app.register_api(catalog_routes(services.propositions))
     app.register_api(user_routes(services.users, services.forget_user))
-    app.register_api(health_routes(services.check_health, services.is_leaving))
+    app.register_api(health_routes(services.check_health, services.is_leaving, lambda: is_operator(settings)))
     app.add_url_rule("/openapi.json", "openapi_json", lambda: app.api_doc)
     app.add_url_rule("/docs", "docs", lambda: redirect("/docs/swagger"))
     describe_access(app.api_doc)

@@ -17,10 +17,24 @@ worker_connections = settings.web_connections
 preload_app = False
 # A worker imports Feast and reads the catalog before it serves; on two busy cores that takes a while.
 timeout = 60
-graceful_timeout = 30
+# Behind the time to drain, the body of a request that is under way may still come.
+graceful_timeout = int(settings.shutdown_drain_s) + 30
+# Nobody's word is taken for where a request came from, or for its path; see TRUSTED_PROXIES.
+forwarded_allow_ips = ""
+forwarder_headers = ""
+logconfig_dict = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"lines": {"()": "app.api.logs.KeyMaskingFormatter"}},
+    "handlers": {
+        "lines": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stdout"}
+    },
+    "loggers": {"gunicorn.error": {"level": "INFO", "handlers": ["lines"], "propagate": False}},
+    "root": {"level": "INFO", "handlers": ["lines"]},
+}
 keepalive = 75
 # Heartbeats in memory: a slow disk must not look like a hung worker.
-worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108  (gunicorn unlinks its file at once)
 # All instances of a user would share one control socket.
 control_socket_disable = True
 # The application writes one JSON line per request itself.

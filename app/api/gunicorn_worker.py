@@ -17,6 +17,7 @@ from app.settings import load_settings
 TURN_S = 0.001
 # A whole body has to arrive within this time: who sends a byte now and then must not hold a connection for ever.
 BODY_TIMEOUT_S = 15.0
+_LEAVE_S = 0.2
 
 
 class TurnTakingServer(StreamServer):
@@ -94,7 +95,6 @@ class Worker(ggevent.GeventWorker):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         Departure.is_near = True
-        self.cfg.set("keepalive", 0)
         for request in self._under_way:
             request.force_close()
         gevent.spawn_later(self._drain_s, self._leave)
@@ -102,6 +102,8 @@ class Worker(ggevent.GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         if req.body is not None:
             req.body = TimedBody(req, BODY_TIMEOUT_S)
+        if Departure.is_near:
+            req.force_close()
         self._under_way.add(req)
         try:
             super().handle_request(listener_name, req, sock, addr)
@@ -119,8 +121,10 @@ class Worker(ggevent.GeventWorker):
 
     def _leave(self) -> None:
         self.alive = False
-        for greenlet, timeout in list(self._idle.items()):
-            greenlet.kill(timeout, block=False)
+        while True:  # until this process ends: some connect in the last moment
+            for greenlet, timeout in list(self._idle.items()):
+                greenlet.kill(timeout, block=False)
+            gevent.sleep(_LEAVE_S)
 
 
 class _Idle:

@@ -5,21 +5,29 @@ import os
 import sys
 import time
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 
 import ecs_logging
 import orjson
 from flask import Flask, Response, g, request
 
-from app.domain.access import has_key
+from app.domain.access import has_key, mask_keys
 
 ECS_VERSION = "1.6.0"
 MAX_REQUEST_ID = 100
 
 
+class KeyMaskingFormatter(ecs_logging.StdlibFormatter):
+    """Lines in the Elastic Common Schema, in which no API key stands, whoever wrote it into a message."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return mask_keys(super().format(record))
+
+
 def configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(ecs_logging.StdlibFormatter())
+    handler.setFormatter(KeyMaskingFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # Chatty at INFO, and about their own inner life only.
     for name in ("feast", "alembic", "urllib3", "flask-limiter"):
@@ -65,8 +73,10 @@ def log_requests(app: Flask) -> None:
             }
             if api_key := g.get("api_key"):
                 line["labels"] = {"key_id": api_key.key_id}
-            sys.stdout.write(orjson.dumps(line, option=_LINE).decode())
-            sys.stdout.flush()
+            # On a full disk, or when whoever collects is gone, the line is lost, not the answer.
+            with suppress(OSError, ValueError):
+                sys.stdout.write(orjson.dumps(line, option=_LINE).decode())
+                sys.stdout.flush()
         return response
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from gunicorn.http import RequestParser
+from werkzeug.exceptions import HTTPException
 
 from app.api.admission import REFUSAL_BODY, REFUSAL_HEADERS, REFUSAL_STATUS, SUGGEST
 
@@ -73,9 +74,17 @@ class SheddingParser(RequestParser):
 
     next = __next__
 
-    def _is_between_requests(self) -> bool:
-        if self.mesg is not None and (self.mesg.should_close() or not self.finish_body()):
+    def _is_body_read(self) -> bool:
+        """False if the rest of the last body, which nobody wanted, does not come or is wrong: where the next request begins
+        is unknown then."""
+        try:
+            return self.finish_body()
+        except (HTTPException, OSError):
             return False
+
+    def _is_between_requests(self) -> bool:
+        if self.mesg is not None and (self.mesg.should_close() or not self._is_body_read()):
+            raise StopIteration
         return not self.unreader.buf.getbuffer().nbytes
 
 
@@ -87,6 +96,8 @@ def is_whole_request(data: bytes) -> bool:
     if end < len(_END):
         return False
     head = data[:end].lower()
+    if b"\0" in head or head.count(b"\n") != head.count(b"\r\n"):
+        return False
     length = _LENGTH.search(head)
     if length is None or head.count(b"content-length") > 1 or _UNUSUAL.search(head) is not None:
         return False

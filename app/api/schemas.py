@@ -105,7 +105,9 @@ class LogEventOut(BaseModel):
 
 class DependencyOut(BaseModel):
     status: str = Field(description="up or down.")
-    detail: str
+    detail: str | None = Field(
+        description="For operators: with a key of the scope admin, or on the private port."
+    )
     breaker: str | None = Field(
         description="Of the breaker before it, if it has one: closed, half-opened or opened (nobody waits for it)."
     )

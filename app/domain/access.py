@@ -102,6 +102,11 @@ def digest_of(secret: str) -> bytes:
     return sha256(secret.encode()).digest()
 
 
+def mask_keys(text: str) -> str:
+    """The text with the secrets of all keys in it left out."""
+    return _KEY.sub(r"pp_\1_...", text) if "pp_" in text else text
+
+
 def has_key(text: str) -> bool:
     """Whether something that looks like a whole key stands in a text."""
     return _KEY.search(text) is not None

@@ -26,13 +26,14 @@ class Probe(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Promise:
-    """What must hold. Of the requests from the fault on, `errors_share` may fail.
+    """What must hold. Of the requests from the fault on, `errors_share` may fail, and `shed_share` may be shed.
 
     `recovery_s` after the fault's end all answers are at level 0, and `/health` says that `dependency` is up. What
     `is_recovery_only_stated` is not held against anybody, if it comes at all. `model`: no other one may serve.
     """
 
     errors_share: float = 0.0
+    shed_share: float = 0.001
     p99_ms: float = P99_MS
     recovery_s: float = RECOVERY_S
     is_recovery_only_stated: bool = False
@@ -43,6 +44,7 @@ class Promise:
         return replace(
             self,
             errors_share=patience * self.errors_share,
+            shed_share=min(patience**4 * self.shed_share, 1.0),
             p99_ms=patience * self.p99_ms,
             recovery_s=patience * self.recovery_s,
         )
@@ -51,9 +53,10 @@ class Promise:
         recovery = (
             "recovery as it comes" if self.is_recovery_only_stated else f"{self.recovery_s:g} s to level 0"
         )
+        shed = "" if self.shed_share >= 1 else f", {self.shed_share:.1%} shed"
         errors = f"errors up to {self.errors_share:.1%}" if self.errors_share else "no error"
         model = "" if self.model is None else ", the old model"
-        return f"{errors}, p99 under {self.p99_ms:g} ms, {recovery}{model}"
+        return f"{errors}{shed}, p99 under {self.p99_ms:g} ms, {recovery}{model}"
 
 
 @dataclass
@@ -156,6 +159,8 @@ def _broken(phase: Phase, promise: Promise) -> list[str]:
     if phase.errors > promise.errors_share * phase.requests:
         told = ", ".join(f"{count} {problem}" for problem, count in phase.problems.items())
         broken.append(f"{phase.errors} errors ({told})")
+    if phase.shed > promise.shed_share * phase.requests:
+        broken.append(f"{phase.shed / phase.requests:.1%} shed")
     if phase.p99_ms is None:
         broken.append("no slate during the fault")
     elif phase.p99_ms >= promise.p99_ms:

@@ -28,7 +28,7 @@ class Fault(StrEnum):
     is ever replied. GARBAGE: random bytes are replied, and nothing arrives.
     """
 
-    PASS = "pass"
+    PASS = "pass"  # noqa: S105  (no password: it passes on)
     REFUSE = "refuse"
     CUT = "cut"
     DELAY = "delay"

@@ -139,9 +139,17 @@ def trials(model: str) -> Sequence[Trial]:
             promoted(lambda world: world.bad_models.slow),
             Promise(),
         ),
-        Trial("worker killed", "one of the workers is killed", worker_killed, Promise(errors_share=0.001)),
         Trial(
-            "overload", f"{OVERLOAD:g} times the capacity is asked for", overloaded, Promise(recovery_s=1.0)
+            "worker killed",
+            "one of the workers is killed",
+            worker_killed,
+            Promise(errors_share=0.001, shed_share=1.0),
+        ),
+        Trial(
+            "overload",
+            f"{OVERLOAD:g} times the capacity is asked for",
+            overloaded,
+            Promise(shed_share=1.0, recovery_s=1.0),
         ),
         Trial(
             "all down, restart",

@@ -50,6 +50,26 @@ class Fallback:
         return self._second.rank(request, request_id, now, budget)
 
 
+class Relieved:
+    """While there is more to do than time for it, asks the ranker that costs less."""
+
+    def __init__(
+        self,
+        usual: Ranker,
+        cheap: Ranker,
+        is_strained: Callable[[], bool],
+        on_fallback: Callable[[str], None],
+    ) -> None:
+        self._usual, self._cheap = usual, cheap
+        self._is_strained, self._on_fallback = is_strained, on_fallback
+
+    def rank(self, request: SuggestRequest, request_id: str, now: datetime, budget: TimeBudget) -> Slate:
+        if not self._is_strained():
+            return self._usual.rank(request, request_id, now, budget)
+        self._on_fallback("strained")
+        return self._cheap.rank(request, request_id, now, budget)
+
+
 class ModelRanker:
     """Scores candidates with the active model and online features.
 

@@ -92,7 +92,8 @@ class LiveModel:
 
     def _load(self, version: str) -> None:
         try:
-            self._prove(version)
+            if self.current is not None:  # else nobody waits for it who could be disturbed
+                self._prove(version)
             model = self._run(lambda: self._models.load(version, self._schemas.read()))
             switch = self._run(lambda: self._prepare(model))
         except ModelRefused as error:

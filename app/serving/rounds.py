@@ -10,8 +10,9 @@ BURST_S = 0.1
 class Rounds:
     """Rounds of an event loop. Whatever is handled late in a round was ready when it began, and has waited since.
 
-    A burst may make a round as long as `longest_s`. When for `BURST_S` none was shorter than `standing_s`, it is
-    no burst, and rounds are kept to that: what takes several rounds to answer is late otherwise, and so is all the rest.
+    In a burst a round may be long. When for `BURST_S` none was shorter than `standing_s`, it is no burst, and what is
+    handled later in a round than that `is_strained`: what takes several rounds to answer would be late. After `longest_s`
+    it `is_overrun`, and anything would be late.
     """
 
     def __init__(
@@ -20,18 +21,21 @@ class Rounds:
         self._longest_s, self._standing_s = longest_s, standing_s
         self._clock = clock
         self._began_at_s = self._was_short_at_s = clock()
+        self._was_short = True
 
     def begin(self) -> None:
         self._began_at_s = self._clock()
+        if self._was_short:  # it may have been long ago, and nothing was ready since
+            self._was_short_at_s = self._began_at_s
 
     def end(self) -> None:
+        self._was_short = self._clock() - self._began_at_s < self._standing_s
+
+    @property
+    def is_strained(self) -> bool:
         now_s = self._clock()
-        if now_s - self._began_at_s < self._standing_s:
-            self._was_short_at_s = now_s
+        return now_s - self._began_at_s > self._standing_s and now_s - self._was_short_at_s >= BURST_S
 
     @property
     def is_overrun(self) -> bool:
-        """True if what is handled now has waited too long already."""
-        now_s = self._clock()
-        is_burst = now_s - self._was_short_at_s < BURST_S
-        return now_s - self._began_at_s > (self._longest_s if is_burst else self._standing_s)
+        return self._clock() - self._began_at_s > self._longest_s

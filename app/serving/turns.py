@@ -15,8 +15,6 @@ from app.serving.rounds import BURST_S
 WAIT_SHARE = 0.25
 # How much the latest request counts in what one costs.
 _COST_WEIGHT = 0.05
-# As in `app.serving.rounds`.
-_STANDING_SHARE = 0.125
 
 
 class Semaphore(Protocol):
@@ -33,9 +31,8 @@ class TakingTurns:
     way at once, each waits for all others twice: before it asks Redis and after.
 
     Args:
-        longest_queue_s: when those who wait need more of the processor than this, `is_overrun`. A burst may fill
-            the queue so far; when it was never empty for `BURST_S`, an eighth of it counts: then it is no burst, and each waits
-            for nothing but all those before.
+        longest_queue_s: when those who wait need more of the processor than this, it `is_overrun`.
+        standing_queue_s: when they need more than this, and the queue was not empty for `BURST_S`, it `is_strained`.
         least_queue: so many may always wait.
         clock: seconds.
         cpu_clock: seconds that this worker's thread has computed. What it spends waiting for a store that
@@ -47,13 +44,15 @@ class TakingTurns:
         ranker: Ranker,
         turns: Semaphore,
         longest_queue_s: float = math.inf,
+        standing_queue_s: float = math.inf,
         least_queue: int = 4,
         cpu_clock: Callable[[], float] = time.thread_time,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._ranker = ranker
         self._turns = turns
-        self._longest_queue_s, self._least_queue = longest_queue_s, least_queue
+        self._longest_queue_s, self._standing_queue_s = longest_queue_s, standing_queue_s
+        self._least_queue = least_queue
         self._cpu_clock, self._clock = cpu_clock, clock
         self._was_empty_at_s = clock()
         self._waiting = 0
@@ -63,10 +62,16 @@ class TakingTurns:
     @property
     def is_overrun(self) -> bool:
         """True if whoever comes now would wait too long."""
-        if self._waiting <= self._least_queue:
-            return False
+        return self._needs_more_than(self._longest_queue_s)
+
+    @property
+    def is_strained(self) -> bool:
+        """True if the queue stands, so that whoever waits in it waits for nothing but those before."""
         is_burst = self._clock() - self._was_empty_at_s < BURST_S
-        return self._waiting * self._cost_s > self._longest_queue_s * (1.0 if is_burst else _STANDING_SHARE)
+        return not is_burst and self._needs_more_than(self._standing_queue_s)
+
+    def _needs_more_than(self, seconds: float) -> bool:
+        return self._waiting > self._least_queue and self._waiting * self._cost_s > seconds
 
     def rank(self, request: SuggestRequest, request_id: str, now: datetime, budget: TimeBudget) -> Slate:
         self._waiting += 1

@@ -45,6 +45,15 @@ def test_a_route_takes_the_key_of_its_scope_and_no_other(client, holders, method
     assert statuses == {name: status if name == scope else 403 for name in Scope}
 
 
+def test_what_is_inside_is_told_to_operators_only(client, holders):
+    def details(**options) -> set[bool]:
+        told = client.get("/health", **options).get_json()["dependencies"].values()
+        return {one["detail"] is not None for one in told}
+
+    assert details() == details(headers=holders.bearer(Scope.SUGGEST)) == {False}
+    assert details(headers=holders.bearer(Scope.ADMIN)) == {True}
+
+
 @everywhere
 @pytest.mark.parametrize("name", [None, "expired", "revoked", "rotated"])
 def test_without_a_good_key_every_answer_is_the_same_401(

@@ -140,3 +140,35 @@ def test_it_is_not_ready_before_it_takes_no_more_requests(gunicorn):
 
     wait_until(lambda: gunicorn.get("/slow/0.0") is None)
     assert gunicorn.process.wait(TIMEOUT_S) == 0
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"PUT /refuse HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"POST /refuse HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nabc",
+    ],
+    ids=["chunks that are none", "a body that does not come"],
+)
+def test_a_body_that_nobody_wanted_gets_no_second_answer(gunicorn, request_):
+    with gunicorn.connect() as connection:
+        connection.sendall(request_)
+
+        received = answer(connection)
+
+    assert received.startswith(b"HTTP/1.1 4") and received.count(b"HTTP/1.1") == 1
+    assert "Traceback" not in gunicorn.log_path.read_text()
+
+
+def test_who_connects_in_the_last_moment_does_not_hold_it_up(gunicorn):
+    gunicorn.process.terminate()
+    late = []
+    while len(late) < 50 and gunicorn.process.poll() is None:
+        try:
+            late.append(gunicorn.connect())
+        except OSError:
+            break
+
+    assert gunicorn.process.wait(TIMEOUT_S) == 0
+    for connection in late:
+        connection.close()

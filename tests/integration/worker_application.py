@@ -38,3 +38,8 @@ def slow(seconds: float) -> str:
 @application.get("/begun")
 def has_begun() -> tuple[str, int]:
     return "", 200 if begun else 404
+
+
+@application.post("/refuse")
+def refuse() -> tuple[str, int]:
+    return "without a look at the body", 401

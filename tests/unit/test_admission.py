@@ -21,10 +21,13 @@ class Under:
         start_response("200 OK", [])
         return (b"answer",)
 
-    def ask(self, path: str) -> tuple[str, dict, bytes]:
+    def ask(self, path: str, method: str = "POST") -> tuple[str, dict, bytes]:
         told = []
         body = b"".join(
-            self.admission({"PATH_INFO": path}, lambda status, headers: told.append((status, dict(headers))))
+            self.admission(
+                {"REQUEST_METHOD": method, "PATH_INFO": path},
+                lambda status, headers: told.append((status, dict(headers))),
+            )
         )
         return *told[0], body
 
@@ -93,3 +96,13 @@ def test_room_is_given_back_when_a_request_ends_even_if_it_fails():
     under.during = lambda: None
 
     assert under.ask("/users/u")[0] == "200 OK"
+
+
+@pytest.mark.parametrize("method", ["AAAB", "TRACE", "get"])
+def test_a_method_that_no_route_has_ends_before_anything_counts_it(method):
+    under = Under()
+    under.during = lambda: pytest.fail("was let in")
+
+    status, headers, _ = under.ask("/health/live", method)
+
+    assert status.startswith("405") and "GET" in headers["Allow"]

@@ -54,7 +54,7 @@ def test_after_some_failures_in_a_row_nobody_waits_any_more(breaker, told):
     outcomes = [outcome(breaker, work) for work in (down, lambda: "answer", down, down, down)]
 
     assert outcomes == [StoreUnavailable, "answer", StoreUnavailable, StoreUnavailable, LeftAlone]
-    assert breaker.state == "opened" and told == [("redis", "opened")]
+    assert breaker.state == "opened" and told == [("redis", "closed"), ("redis", "opened")]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_when_its_time_is_up_a_probe_decides(breaker, clock, told, probe, state)
 
     outcome(breaker, probe)
 
-    assert [changed for _, changed in told] == ["opened", "half-opened", state]
+    assert [changed for _, changed in told] == ["closed", "opened", "half-opened", state]
 
 
 def test_a_probe_that_fails_opens_it_for_as_long_again(breaker, clock):
@@ -174,3 +174,25 @@ def test_an_event_log_behind_one_is_left_alone_as_well(breaker):
         with pytest.raises(expected):
             log.append([event("e1")])
     assert answers == [receipt]
+
+
+def test_a_state_is_told_when_it_begins(breaker, clock, told):
+    for _ in range(2):
+        outcome(breaker, down)
+    clock.now_s += OPEN_S
+
+    during = breaker.call(lambda: told[-1])
+
+    assert during == ("redis", "half-opened") and told[-1] == ("redis", "closed")
+
+
+def test_a_trial_may_take_longer_than_a_call(breaker, clock):
+    for _ in range(2):
+        outcome(breaker, down)
+
+    def long_trial() -> None:
+        clock.now_s += 60.0
+
+    breaker.probe(long_trial)
+
+    assert breaker.state == "closed"

@@ -13,7 +13,7 @@ from app.domain.types import DegradationLevel, FeatureState, Strategy
 from app.features.catalog import Catalog
 from app.features.snapshot import empty_snapshot
 from app.serving.candidates import CandidateGenerator
-from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, RulesRanker
+from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, Relieved, RulesRanker
 from app.serving.scoring import CurrentScorer
 from tests.builders import HOUR_S, NOON, proposition, request
 from tests.unit.test_ranking import HALF_LIVES, POPULAR, FakeModel, FakeReader, plenty, shown
@@ -168,3 +168,13 @@ def test_a_store_that_lies_is_a_store_that_is_down(world):
 
     world.reader = Liar()
     assert world.rank().degradation_level is DegradationLevel.RULES
+
+
+def test_under_strain_rules_rank_and_no_longer(world):
+    strained, told = [True], []
+    ranker = Relieved(world.ranker, world.ranker._second, lambda: strained[0], told.append)
+
+    assert ranker.rank(request(), "r", NOON, plenty()).degradation_level is DegradationLevel.RULES
+    strained[0] = False
+    assert ranker.rank(request(), "r", NOON, plenty()).degradation_level is DegradationLevel.FULL
+    assert told == ["strained"]

@@ -46,6 +46,8 @@ def test_a_whole_request_for_a_slate_is_recognized(data):
         WHOLE.replace(b"Length: 17", b"Length: +17"),
         WHOLE.replace(b"Length: 17", b"Length: 1 7"),
         WHOLE.replace(b"Content-Length: 17\r\n", b""),
+        HEAD + b"X: a\nTransfer-Encoding: chunked\r\n\r\n" + BODY,
+        HEAD + b"X: a\0b\r\n\r\n" + BODY,
     ],
 )
 def test_whatever_is_unusual_goes_the_long_way(data):

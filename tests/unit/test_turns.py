@@ -101,7 +101,9 @@ def busy(
 ) -> tuple[TakingTurns, Processor]:
     """Turns that have seen many requests one after the other, with others waiting all the time."""
     processor = Processor(cost_s)
-    turns = TakingTurns(processor, threading.BoundedSemaphore(1), longest_queue_s, 2, processor, clock)
+    turns = TakingTurns(
+        processor, threading.BoundedSemaphore(1), longest_queue_s, longest_queue_s / 8, 2, processor, clock
+    )
     turns._waiting = 1
     for _ in range(ranked):
         rank(turns, "r")
@@ -144,18 +146,18 @@ def test_stores_that_hang_make_nobody_overrun():
     assert not turns.is_overrun
 
 
-def test_a_queue_that_stands_is_cut_short_and_a_burst_is_not():
+def test_a_queue_that_stands_strains_and_a_burst_does_not():
     now = [0.0]
     turns, _ = busy(cost_s=0.002, longest_queue_s=0.0405, clock=lambda: now[0])
     rank(turns, "empty")
     turns._waiting = 20
 
-    assert not turns.is_overrun
+    assert not turns.is_strained and not turns.is_overrun
     now[0] = 0.2
-    assert turns.is_overrun
+    assert turns.is_strained and not turns.is_overrun
     turns._waiting = 2
-    assert not turns.is_overrun
+    assert not turns.is_strained
     turns._waiting = 0
     rank(turns, "empty again")
     turns._waiting = 20
-    assert not turns.is_overrun
+    assert not turns.is_strained

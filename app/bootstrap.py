@@ -550,12 +550,11 @@ def build_api(
         STANDING_SHARE * deadline_s,
         RANKINGS_AT_ONCE,
     )
-    ranker = Relieved(
-        turns,
-        without_model,
-        lambda: (has_event_loop and rounds.is_strained) or turns.is_strained,
-        metrics.fell_back,
-    )
+
+    def is_strained() -> bool:
+        return (has_event_loop and rounds.is_strained) or turns.is_strained
+
+    ranker = Relieved(turns, without_model, is_strained, metrics.fell_back)
 
     def on_decision(request: SuggestRequest, slate: Slate) -> None:
         metrics.slate_served(slate)
@@ -639,6 +638,7 @@ def build_api(
         flush_decisions=decisions.flush,
         find_key=keys.find,
         rate_counts=rate_counts,
+        is_strained=is_strained,
         is_overrun=lambda: (has_event_loop and rounds.is_overrun) or turns.is_overrun,
         count_shed=resilience.shed,
         is_leaving=lambda: Departure.is_near,
@@ -711,7 +711,7 @@ def web() -> Flask:
     _wait_for_keeper(SnapshotFolder(settings.snapshot_dir), started_s)
     services, background, registry = build_api(settings, gevent.get_hub().threadpool.apply)
     app = create_app(settings, services, registry)
-    Overload.watch(services.is_overrun, services.count_shed)
+    Overload.watch(services.is_strained, services.is_overrun, services.count_shed)
     atexit.register(services.flush_decisions)
     background.start()
     Background({keeper.ensure: settings.snapshot_refresh_s}).start()

@@ -108,6 +108,7 @@ def app(holders, clock):
             flush_decisions=lambda: None,
             find_key=holders.find,
             rate_counts=SharedCounts(NoRedis(), clock),
+            is_strained=lambda: False,
             is_overrun=lambda: False,
             count_shed=lambda name: None,
             is_leaving=lambda: False,

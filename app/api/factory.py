@@ -49,6 +49,7 @@ class ApiServices:
     flush_decisions: Callable[[], None]
     find_key: FindKey
     rate_counts: Counts
+    is_strained: Callable[[], bool]
     is_overrun: Callable[[], bool]
     count_shed: Callable[[str], None]
     is_leaving: Callable[[], bool]

@@ -10,7 +10,7 @@ from gunicorn.http.errors import InvalidHeader, NoMoreData, ParseException, Unsu
 from gunicorn.workers import base_async, ggevent
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestTimeout
 
-from app.api.overload import SheddingParser
+from app.api.overload import Overload, SheddingParser
 from app.settings import load_settings
 
 # Longer than another worker takes to wake up; so a worker still accepts up to a thousand connections a second.
@@ -102,7 +102,7 @@ class Worker(ggevent.GeventWorker):
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
         if req.body is not None:
             req.body = TimedBody(req, BODY_TIMEOUT_S)
-        if Departure.is_near:
+        if Departure.is_near or (Overload.is_strained() and Overload.may_give_away()):
             req.force_close()
         self._under_way.add(req)
         try:

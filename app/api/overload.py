@@ -36,13 +36,17 @@ _REFUSAL, _LAST_REFUSAL = _refusal(), _refusal(("Connection", "close"))
 class Overload:
     """Of this worker. The application sets what tells of it when it is made."""
 
+    is_strained: ClassVar[Callable[[], bool]] = staticmethod(lambda: False)
     is_overrun: ClassVar[Callable[[], bool]] = staticmethod(lambda: False)
     on_shed: ClassVar[Callable[[str], None]] = staticmethod(lambda route: None)
     _gave_away_at_s: ClassVar[float] = 0.0
 
     @classmethod
-    def watch(cls, is_overrun: Callable[[], bool], on_shed: Callable[[str], None]) -> None:
-        cls.is_overrun, cls.on_shed = staticmethod(is_overrun), staticmethod(on_shed)
+    def watch(
+        cls, is_strained: Callable[[], bool], is_overrun: Callable[[], bool], on_shed: Callable[[str], None]
+    ) -> None:
+        cls.is_strained, cls.is_overrun = staticmethod(is_strained), staticmethod(is_overrun)
+        cls.on_shed = staticmethod(on_shed)
 
     @classmethod
     def may_give_away(cls) -> bool:

@@ -23,6 +23,8 @@ GARBAGE_BYTES = 40
 # How far the projector says that Redis got. It stays a hash, so that its garbage is read.
 PROJECTED = b"propositions:projected-slots"
 OVERLOAD = 3.0
+# Hundreds of clients that connect at once are another matter than what they ask for then.
+CONNECTING_S = 1.0
 
 
 def killed(*servers: Callable[[World], Server]) -> FaultBlock:
@@ -136,6 +138,8 @@ def worker_killed(world: World, moments: Moments) -> Iterator[None]:
 def overloaded(world: World, moments: Moments) -> Iterator[None]:
     world.watch.routes = ("/metrics",)
     load = world.load.start(OVERLOAD * world.capacity_rps - world.rate, MANY_CONNECTIONS)
+    time.sleep(CONNECTING_S)
+    moments.began_s = time.perf_counter()
     yield
     moments.over_s = time.perf_counter()
     world.load.stop(load)

@@ -1,8 +1,7 @@
 """Refusing requests for slates at a small part of what an answer costs, when there are more than can be answered.
 
-To parse a request, make an environment of it and run the application takes a quarter of a millisecond: at three times
-what a worker can do, all its time would go into refusals. Here a request that lies whole in its socket is
-recognized by a few of its bytes. Anything unusual about it goes the long way, where `Admission` decides.
+To parse a request and make an environment of it takes so long that, at three times what a worker can do, most of its time
+went into refusals. Here a request that lies whole in its socket is recognized by a few of its bytes. Anything unusual about it goes the long way, where `Admission` decides.
 """
 
 import re

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 RUFF_RULES := --select E,F,I,B,UP,SIM,C4,PT,RUF,S --ignore E501,B008,PT018,S608,S603,S606,S311,S310 --per-file-ignores 'tests/**:S'
 RUFF_STYLE := --line-length 110 --target-version py311
 
-.PHONY: demo test lint format bench gameday soak fuzz sbom profile clean
+.PHONY: demo test lint audit format bench gameday soak fuzz sbom profile clean
 
 demo: $(VENV)/.demo
 	$(BIN)/propositions demo $(if $(ONCE),--once,)
@@ -23,7 +23,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check $(RUFF_STYLE) $(RUFF_RULES) .
 	$(BIN)/ruff format --check $(RUFF_STYLE) .
 	$(BIN)/lint-imports
-	# Known vulnerabilities of what is installed; what the index knows nothing of is listed.
+
+# Known vulnerabilities of what is installed. Apart from lint, because it needs an index that publishes advisories.
+audit: $(VENV)/.dev
 	$(BIN)/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off
 
 format: $(VENV)/.dev

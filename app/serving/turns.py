@@ -74,6 +74,8 @@ class TakingTurns:
         return self._waiting > self._least_queue and self._waiting * self._cost_s > seconds
 
     def rank(self, request: SuggestRequest, request_id: str, now: datetime, budget: TimeBudget) -> Slate:
+        if not self._waiting:  # nor did anybody wait since, however long ago that was
+            self._was_empty_at_s = self._clock()
         self._waiting += 1
         try:
             has_turn = self._turns.acquire(timeout=max(WAIT_SHARE * budget.remaining_s, 0.0))

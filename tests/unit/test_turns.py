@@ -161,3 +161,21 @@ def test_a_queue_that_stands_strains_and_a_burst_does_not():
     rank(turns, "empty again")
     turns._waiting = 20
     assert not turns.is_strained
+
+
+def test_a_burst_after_a_quiet_time_is_a_burst():
+    now, gate = [0.0], Gate()
+    turns = TakingTurns(gate, threading.BoundedSemaphore(1), 60.0, 0.0, 0, lambda: now[0], lambda: now[0])
+    turns._cost_s = 1.0
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(rank, turns, "first")
+        assert gate.entered.acquire(timeout=LONG_S)
+        now[0] = 1_000.0
+        second = pool.submit(rank, turns, "second")
+        while not turns._waiting:
+            assert not second.done()
+
+        assert not turns.is_strained
+        gate.out.set()
+
+        assert {first.result(LONG_S), second.result(LONG_S)} == {"first", "second"}

@@ -25,9 +25,7 @@ def test_requests_are_answered_without_errors_while_models_change(promotions):
     outcome = results["promotion"]["outcome"]
     assert set(summary) == {"promotion_bad_requests"}
     assert outcome["errors"] == 0 and outcome["answers"] == outcome["due"] > 0
-    # A machine that is too busy for the load sheds some of it; nothing else may happen to a request.
-    assert outcome["statuses"].keys() <= {"200", "503"}
-    assert outcome["statuses"]["200"] > outcome["answers"] / 2
+    assert outcome["statuses"].keys() == {"200"}
     assert set(outcome["models"]) == {"trees-100", "trees-100-other"}
 
 

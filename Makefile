@@ -36,9 +36,9 @@ format: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-# About a quarter of an hour; SHORT=1 is a trial.
+# About a quarter of an hour; SHORT=1 is a trial, SCENARIO=events or serving a part.
 gameday: $(VENV)/.demo
-	$(BIN)/propositions gameday $(if $(SHORT),--short) --json build/gameday/gameday.json
+	$(BIN)/propositions gameday $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SHORT),--short) --json build/gameday/gameday.json
 
 # Ten minutes of load with faults now and then: nothing may grow. SHORT=1 is a trial.
 soak: $(VENV)/.demo

@@ -78,7 +78,7 @@ def up() -> None:
     if is_external(config):
         console.print("DATABASE_URL and REDIS_URL are set: nothing to start")
         return
-    from app.bootstrap import embedded_servers
+    from app.bootstrap.stores import embedded_servers
 
     embedded_servers(config).up()
     status()
@@ -87,7 +87,7 @@ def up() -> None:
 @app.command()
 def down() -> None:
     """Stop the embedded servers. Their data stay."""
-    from app.bootstrap import embedded_servers
+    from app.bootstrap.stores import embedded_servers
 
     embedded_servers(load_settings()).down()
     status()
@@ -100,7 +100,7 @@ def status() -> None:
     if is_external(config):
         console.print("DATABASE_URL and REDIS_URL are set: no embedded servers are used")
         return
-    from app.bootstrap import embedded_servers
+    from app.bootstrap.stores import embedded_servers
 
     for server in embedded_servers(config).status():
         state = f"running, pid {server.pid}, port {server.port}" if server.is_running else "stopped"
@@ -121,7 +121,7 @@ def migrate(
     ] = None,
 ) -> None:
     """Bring the tables to a revision, under lock and statement timeouts."""
-    from app.bootstrap import migrate_database
+    from app.bootstrap.stores import migrate_database
 
     revision = migrate_database(load_settings(), up_to=to, down_to=down_to)
     console.print(f"the database is at revision {revision or 'base'}")
@@ -140,7 +140,7 @@ def import_(
     ] = None,
 ) -> None:
     """Import users, propositions and events. Ends with status 3 if lines were rejected."""
-    from app.bootstrap import open_import
+    from app.bootstrap.stores import open_import
     from app.imports.records import ImportRules
     from app.imports.run import FORMATS, run_import
 
@@ -178,9 +178,9 @@ def try_model(
     version: Annotated[str, typer.Argument(help="Name of a folder in the models' folder.")],
 ) -> None:
     """See whether a model is fast enough for this machine and its catalog; web workers do so with large ones."""
-    from app import bootstrap
+    from app.bootstrap.ranking import try_model as try_on_this_machine
 
-    bootstrap.try_model(load_settings(), version)
+    try_on_this_machine(load_settings(), version)
     console.print(f"model {version} is fast enough")
 
 
@@ -191,7 +191,7 @@ def snapshot(
     ] = False,
 ) -> None:
     """Bring what web workers know of the catalog up to date. They start this themselves, with --follow."""
-    from app.bootstrap import follow_news, take_snapshot
+    from app.bootstrap.keeper import follow_news, take_snapshot
 
     config = load_settings()
     if not follow:
@@ -214,7 +214,7 @@ def project(
     ] = False,
 ) -> None:
     """Fold new events into the features in Postgres and Redis."""
-    from app.bootstrap import prepare_projector_process
+    from app.bootstrap.projector import prepare_projector_process
 
     prepare_projector_process()
     config = load_settings()
@@ -223,7 +223,7 @@ def project(
         with only_projector(config) as projector:
             console.print(f"folded {projector.run():,} events")
         return
-    from app.bootstrap import follow_events, intake_beside, serve_metrics
+    from app.bootstrap.projector import follow_events, intake_beside, serve_metrics
     from app.events.metrics import ProjectorMetrics
 
     stop = threading.Event()
@@ -243,7 +243,7 @@ def project(
 @app.command("rebuild-features")
 def rebuild_features() -> None:
     """Replay all events from scratch into new feature tables, then swap them in."""
-    from app.bootstrap import build_projector, prepare_projector_process
+    from app.bootstrap.projector import build_projector, prepare_projector_process
 
     prepare_projector_process()
     config = load_settings()
@@ -257,7 +257,7 @@ def rebuild_features() -> None:
 
 @contextmanager
 def only_projector(config: Settings) -> Iterator:
-    from app.bootstrap import build_projector
+    from app.bootstrap.projector import build_projector
 
     projector, tables = build_projector(config)
     with tables.exclusive() as is_only:
@@ -271,7 +271,7 @@ def only_projector(config: Settings) -> Iterator:
 @app.command()
 def maintain() -> None:
     """Make room for what comes and drop what is past its retention. Run it daily; twice at once does no harm."""
-    from app.bootstrap import build_maintenance
+    from app.bootstrap.life import build_maintenance
 
     tables, work = build_maintenance(load_settings())
     with tables.exclusive() as is_only:
@@ -296,7 +296,7 @@ def export(
     ] = None,
 ) -> None:
     """Write events, decisions and features to Parquet files by day. Days that did not change are left alone."""
-    from app.bootstrap import build_export
+    from app.bootstrap.stores import build_export
 
     now = datetime.now(UTC)
     until = (last or now).date()
@@ -310,7 +310,7 @@ def export(
 @app.command("forget-user")
 def forget_user(user_id: Annotated[str, typer.Argument(help="Whom to forget.")]) -> None:
     """Remove a person from all stores. What is counted over many people stays."""
-    from app.bootstrap import build_forget_user
+    from app.bootstrap.life import build_forget_user
     from app.domain.context import is_valid_id
 
     if not is_valid_id(user_id):
@@ -341,7 +341,7 @@ def feast(context: typer.Context) -> None:
 def serve() -> None:
     """Serve HTTP under gunicorn."""
     command = Path(sys.executable).with_name("gunicorn")
-    os.execv(command, [str(command), "--config", "python:app.api.gunicorn_conf", "app.bootstrap:web()"])
+    os.execv(command, [str(command), "--config", "python:app.api.gunicorn_conf", "app.bootstrap.web:web()"])
 
 
 @app.command()

@@ -32,7 +32,7 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Create a key and print it: this once, for only a digest is kept. It works in all workers within seconds."""
-    from app.bootstrap import key_store
+    from app.bootstrap.stores import key_store
 
     now = datetime.now(UTC)
     expires_at = None if expires_days is None else now + timedelta(days=expires_days)
@@ -44,7 +44,7 @@ def create(
 @keys.command("list")
 def list_(as_json: AsJson = False) -> None:
     """Show all keys there ever were, without their secrets."""
-    from app.bootstrap import key_store
+    from app.bootstrap.stores import key_store
 
     now = datetime.now(UTC)
     known = key_store(load_settings()).all()
@@ -65,7 +65,7 @@ def rotate_(
     as_json: AsJson = False,
 ) -> None:
     """Give a key a new secret and print it, this once. The present one goes on for a while."""
-    from app.bootstrap import key_store
+    from app.bootstrap.stores import key_store
 
     now, presented = datetime.now(UTC), ""
 
@@ -80,7 +80,7 @@ def rotate_(
 @keys.command("revoke")
 def revoke_(key_id: KeyId) -> None:
     """End a key for good, in all workers within seconds."""
-    from app.bootstrap import key_store
+    from app.bootstrap.stores import key_store
 
     now = datetime.now(UTC)
     key = key_store(load_settings()).change(key_id, lambda key: revoke(key, now))

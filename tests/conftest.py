@@ -19,7 +19,7 @@ import redis
 from prometheus_client.values import MultiProcessValue
 
 from app.adapters.embedded import EmbeddedServers
-from app.bootstrap import migrate_database
+from app.bootstrap.stores import migrate_database
 from app.settings import Settings, load_settings
 
 pytest_plugins = ["tests.access", "tests.kafka_broker"]

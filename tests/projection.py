@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 
 from app.adapters.event_log import PostgresEventLog
-from app.bootstrap import open_import
+from app.bootstrap.stores import open_import
 from app.domain.errors import StoreUnavailable
 from app.features.covisits import CovisitRules
 from app.features.fold import COUNTER_VIEWS, KEY_COLUMNS, Counters

@@ -19,7 +19,7 @@ from app.adapters.database import batch_database
 from app.adapters.embedded import EmbeddedServers
 from app.adapters.feature_store import load_schema, open_feature_store
 from app.adapters.parquet_export import TABLES, ExportTable
-from app.bootstrap import migrate_database
+from app.bootstrap.stores import migrate_database
 from app.features.fold import COUNTER_VIEWS, KEY_COLUMNS
 from app.features.history import HISTORY_VIEW
 from app.features.schema import COUNTER_FIELDS

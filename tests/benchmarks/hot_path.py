@@ -150,7 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     bodies = [r.partition(b"\r\n\r\n")[2] for r in options.requests.read_bytes().split(SEPARATOR)]
 
-    from app.bootstrap import web
+    from app.bootstrap.web import web
 
     application = web()
     answer = ask(application, bodies[0])

@@ -25,7 +25,7 @@ from app.adapters.feature_store import load_schema, open_feature_store
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import connect_redis
 from app.adapters.redis_wire import open_wire
-from app.bootstrap import migrate_database
+from app.bootstrap.stores import migrate_database
 from app.features.schema import EntityName, ViewSchema
 from app.settings import Settings, load_settings
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from app.adapters.database import batch_database
 from app.adapters.event_log import PostgresEventLog
-from app.bootstrap import build_projector, prepare_projector_process
+from app.bootstrap.projector import build_projector, prepare_projector_process
 from app.domain.context import complete_context
 from app.domain.types import Event, EventType
 from app.settings import Settings

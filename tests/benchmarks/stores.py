@@ -18,7 +18,7 @@ import psycopg2
 import redis
 
 from app.adapters.embedded import EmbeddedServers
-from app.bootstrap import FEAST_PROJECT
+from app.bootstrap.stores import FEAST_PROJECT
 from app.events.project import FACTS_MARK
 from app.features.slots import ALL_SLOTS
 from app.settings import Settings

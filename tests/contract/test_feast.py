@@ -28,7 +28,7 @@ from app.adapters.feature_tables import FeatureTables
 from app.adapters.online_reader import RedisOnlineReader
 from app.adapters.redis_client import connect_redis
 from app.adapters.redis_wire import open_wire
-from app.bootstrap import FEAST_PROJECT, open_import
+from app.bootstrap.stores import FEAST_PROJECT, open_import
 from app.domain.errors import ConfigurationError, FeaturesUnavailable
 from app.domain.types import FeatureState, Proposition, User
 from app.events.project import Projector

@@ -64,7 +64,7 @@ def test_make_targets_in_examples_exist():
 
 def test_every_route_is_documented_and_every_documented_one_exists(settings):
     from app.api.factory import create_app
-    from app.bootstrap import build_api
+    from app.bootstrap.web import build_api
 
     services, _, registry = build_api(settings)
     app = create_app(settings, services, registry)

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from app.adapters.database import batch_database
 from app.adapters.event_log import PostgresEventLog
-from app.bootstrap import build_projector
+from app.bootstrap.projector import build_projector
 from app.gameday import events as gameday
 from app.gameday.accounts import balance
 from app.gameday.senders import Sent

@@ -9,7 +9,10 @@ from openapi_spec_validator import validate
 
 from app.adapters.model_store import ModelStore
 from app.api.factory import create_app
-from app.bootstrap import build_api, build_projector, open_import, take_snapshot
+from app.bootstrap.keeper import take_snapshot
+from app.bootstrap.projector import build_projector
+from app.bootstrap.stores import open_import
+from app.bootstrap.web import build_api
 from app.domain.errors import EventRefused
 from app.settings import load_settings
 from tests.builders import count, event, proposition, query

@@ -7,7 +7,8 @@ from urllib.parse import quote
 import pytest
 
 from app.api.factory import create_app
-from app.bootstrap import build_api, build_keeper
+from app.bootstrap.keeper import build_keeper
+from app.bootstrap.web import build_api
 from app.settings import load_settings
 from tests.builders import count, query
 

@@ -10,7 +10,8 @@ import pytest
 from app.adapters.database import batch_database
 from app.adapters.feature_store import load_schema, open_feature_store
 from app.adapters.parquet_export import ParquetExport
-from app.bootstrap import build_projector, open_import
+from app.bootstrap.projector import build_projector
+from app.bootstrap.stores import open_import
 from app.domain.errors import ConfigurationError
 from tests.builders import NOON, event, proposition, query
 from training.dataset import Dataset, NothingToTrainOn

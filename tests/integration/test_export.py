@@ -13,7 +13,9 @@ import pytest
 from app.adapters import parquet_export
 from app.adapters.database import batch_database
 from app.adapters.parquet_export import TABLES, ParquetExport
-from app.bootstrap import build_forget_user, build_projector, open_import
+from app.bootstrap.life import build_forget_user
+from app.bootstrap.projector import build_projector
+from app.bootstrap.stores import open_import
 from app.domain.errors import ConfigurationError
 from app.domain.types import User
 from tests.builders import NOON, count, event, proposition, query

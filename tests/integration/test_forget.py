@@ -24,7 +24,10 @@ from app.adapters.feature_store import load_schema, open_feature_store
 from app.adapters.online_eraser import RedisEraser, fields_until
 from app.adapters.spool import SpoolFolder
 from app.api.factory import create_app
-from app.bootstrap import build_api, build_forget_user, build_projector, open_import
+from app.bootstrap.life import build_forget_user
+from app.bootstrap.projector import build_projector
+from app.bootstrap.stores import open_import
+from app.bootstrap.web import build_api
 from app.domain.errors import StoreUnavailable
 from app.domain.types import DegradationLevel, Slate, Strategy, User
 from app.features.schema import EntityName

@@ -11,7 +11,9 @@ import pytest
 from app.adapters.snapshots import SnapshotFolder
 from app.adapters.spool import SpoolFolder
 from app.api.factory import create_app
-from app.bootstrap import build_api, open_import, take_snapshot
+from app.bootstrap.keeper import take_snapshot
+from app.bootstrap.stores import open_import
+from app.bootstrap.web import build_api
 from app.domain.errors import StoreUnavailable
 from app.settings import Settings, load_settings
 from tests.builders import proposition

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from app.bootstrap import open_import
+from app.bootstrap.stores import open_import
 from app.domain.types import User
 from tests.builders import NOON, count, event, proposition, query
 

@@ -27,7 +27,9 @@ from app.adapters.kafka_intake import KafkaIntake
 from app.adapters.kafka_metrics import IntakeMetrics, SenderMetrics
 from app.adapters.kafka_sender import KafkaSender, Message
 from app.adapters.kafka_topics import KafkaProbe, create_topics, read_lag
-from app.bootstrap import build_api, build_intake, primary_event_log
+from app.bootstrap.projector import build_intake
+from app.bootstrap.recording import primary_event_log
+from app.bootstrap.web import build_api
 from app.domain.errors import ConfigurationError, EventRefused, StoreUnavailable
 from app.domain.types import StoredIn
 from app.events.message import SCHEMA_HEADER, SCHEMA_VERSION, decode, encode
@@ -217,7 +219,7 @@ import gevent.monkey; gevent.monkey.patch_all()
 import gevent
 from prometheus_client import CollectorRegistry
 from app.adapters.database import service_database
-from app.bootstrap import primary_event_log
+from app.bootstrap.recording import primary_event_log
 from app.domain.errors import StoreUnavailable
 from app.settings import load_settings
 from tests.builders import event

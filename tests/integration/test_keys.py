@@ -17,7 +17,9 @@ from typer.testing import CliRunner
 from app import cli
 from app.adapters.key_file import KeyFile, LiveKeys
 from app.api.factory import create_app
-from app.bootstrap import build_api, key_store, take_snapshot
+from app.bootstrap.keeper import take_snapshot
+from app.bootstrap.stores import key_store
+from app.bootstrap.web import build_api
 from app.domain.access import Scope
 from app.domain.errors import KeyRefused
 from app.settings import load_settings
@@ -57,7 +59,7 @@ def found(settings, presented):
 @pytest.fixture(autouse=True)
 def _catalog(settings, monkeypatch):
     """`take_snapshot` without the feature schema, which takes seconds to read."""
-    monkeypatch.setattr("app.bootstrap.RegistrySchema.read", lambda self: None)
+    monkeypatch.setattr("app.bootstrap.keeper.RegistrySchema.read", lambda self: None)
 
 
 def test_a_created_key_is_printed_once_alone_on_stdout(settings, run):
@@ -243,7 +245,14 @@ def served(settings, tmp_path):
         "RATE_LIMIT_UNAUTHORIZED": "none",  # tests ask until a key is known
     }
     binds = [f for port in (public, private) for f in ("--bind", f"127.0.0.1:{port}")]
-    command = ["-m", "gunicorn", "--config", "python:app.api.gunicorn_conf", *binds, "app.bootstrap:web()"]
+    command = [
+        "-m",
+        "gunicorn",
+        "--config",
+        "python:app.api.gunicorn_conf",
+        *binds,
+        "app.bootstrap.web:web()",
+    ]
     with (tmp_path / "serve.log").open("w") as log:
         process = subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=log)
     try:

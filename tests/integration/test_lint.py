@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from app.adapters.database import batch_database
-from app.bootstrap import build_projector, open_import
+from app.bootstrap.projector import build_projector
+from app.bootstrap.stores import open_import
 from tests.builders import NOON, event, proposition, query
 from training.dataset_cli import dataset
 from training.lint import LintLimits, Severity, lint_events

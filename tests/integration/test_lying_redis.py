@@ -5,7 +5,7 @@ import random
 import pytest
 import redis
 
-from app.bootstrap import build_projector
+from app.bootstrap.projector import build_projector
 from tests.projection import import_events
 
 

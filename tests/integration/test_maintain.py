@@ -12,7 +12,9 @@ from app.adapters import maintenance
 from app.adapters.database import batch_database, service_database
 from app.adapters.event_log import PostgresEventLog
 from app.adapters.maintenance import FEATURE_KEYS, PostgresMaintenance
-from app.bootstrap import build_forget_user, build_projector, open_import
+from app.bootstrap.life import build_forget_user
+from app.bootstrap.projector import build_projector
+from app.bootstrap.stores import open_import
 from app.domain.errors import StoreUnavailable
 from app.domain.types import User
 from app.life.maintain import Retention, kept_since, maintain

@@ -4,7 +4,7 @@ import psycopg2
 import psycopg2.errors
 import pytest
 
-from app.bootstrap import migrate_database
+from app.bootstrap.stores import migrate_database
 from app.domain.errors import StoreUnavailable
 from tests.builders import query
 

@@ -16,7 +16,9 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from app.api.factory import create_app
-from app.bootstrap import build_api, open_import, take_snapshot
+from app.bootstrap.keeper import take_snapshot
+from app.bootstrap.stores import open_import
+from app.bootstrap.web import build_api
 from app.settings import load_settings
 from tests.builders import proposition
 

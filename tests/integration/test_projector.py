@@ -7,7 +7,7 @@ import pytest
 from app.adapters.database import batch_database
 from app.adapters.feature_tables import FeatureTables
 from app.adapters.snapshots import SnapshotSource
-from app.bootstrap import migrate_database, open_import
+from app.bootstrap.stores import migrate_database, open_import
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.events.project import Projector
 from app.features.slots import ALL_SLOTS

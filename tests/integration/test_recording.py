@@ -18,7 +18,7 @@ from app.adapters.redis_wire import open_wire
 from app.adapters.spool import SpoolFolder
 from app.adapters.suggestion_cache import RedisSlateStore
 from app.api.factory import create_app
-from app.bootstrap import build_api
+from app.bootstrap.web import build_api
 from app.events.commit import GroupCommit
 from app.events.drain import SpoolDrain
 from tests.builders import CONTEXT_FIELDS, count, event, query, refusal
@@ -133,7 +133,7 @@ def test_who_forgets_a_user_waits_for_a_drain_and_takes_no_thread_that_it_needs(
 
 
 def test_a_drain_that_takes_too_long_is_not_waited_for_by_who_forgets_a_user(settings, monkeypatch):
-    monkeypatch.setattr("app.bootstrap.SPOOL_TURN_WAIT_S", 0.0)
+    monkeypatch.setattr("app.bootstrap.life.SPOOL_TURN_WAIT_S", 0.0)
     services, _, registry = build_api(settings)
     client = create_app(settings, services, registry).test_client()
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from app.adapters.database import service_database
 from app.adapters.feature_store import load_schema, open_feature_store
 from app.adapters.model_store import BASELINE, MANIFEST, RANKER, ModelStore
-from app.bootstrap import migrate_database
+from app.bootstrap.stores import migrate_database
 from app.domain.errors import ModelRefused
 from app.features.assembly import MatrixSpec
 from tests.builders import query

@@ -14,7 +14,10 @@ from app.adapters.database import batch_database
 from app.adapters.feature_store import load_schema, open_feature_store
 from app.adapters.model_store import RANKER, ModelStore
 from app.api.factory import create_app
-from app.bootstrap import build_api, build_projector, open_import, take_snapshot
+from app.bootstrap.keeper import take_snapshot
+from app.bootstrap.projector import build_projector
+from app.bootstrap.stores import open_import
+from app.bootstrap.web import build_api
 from app.features.assembly import MatrixSpec
 from app.settings import load_settings
 from tests.builders import event, proposition, query

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from app.adapters.model_store import ModelStore
-from app.bootstrap import build_projector, open_import
+from app.bootstrap.projector import build_projector
+from app.bootstrap.stores import open_import
 from app.domain.errors import ModelRefused
 from app.features.assembly import learn_spec
 from tests.builders import event, proposition, query

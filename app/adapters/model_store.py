@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from app.adapters.xgboost_model import read_model
 from app.domain.errors import ModelRefused
 from app.features.assembly import MatrixSpec
 from app.features.ports import Model
 from app.features.schema import FeatureSchema
 
 MANIFEST = "manifest.json"
-RANKER = "ranker.ubj"
+RANKER = "ranker.json"
 BASELINE = "baseline.pkl"
 _POINTER = "active.json"
 
@@ -88,8 +89,6 @@ class ModelStore:
         Raises:
             ModelRefused: see `check`; or XGBoost cannot read it.
         """
-        from app.adapters.xgboost_model import read_model  # takes a second; not needed to check or promote
-
         spec, content = self.check(version, schema)
         return read_model(version, spec, content)
 

@@ -63,9 +63,9 @@ def follow_news(settings: Settings, stop: threading.Event) -> None:
     Background({publish_keys: KEYS_INTERVAL_S}).start()
     is_first = True
     while not stop.is_set():
-        began_s = time.time()
-        keeper.refresh(began_s)
-        worked_s = time.time() - began_s
+        began_s = time.process_time()  # to wait for PostgreSQL is no work
+        keeper.refresh(time.time())
+        worked_s = time.process_time() - began_s
         if is_first:
             if SchemaFile(settings.snapshot_dir).saved() is None:
                 read_schema()  # workers wait for the first report, and need the schema to load a model

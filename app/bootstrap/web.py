@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib import import_module
 from typing import Any
 
 import gevent
@@ -72,8 +71,6 @@ def build_api(
 
     `run_aside` runs what takes long without holding up requests.
     """
-    import_module("app.adapters.xgboost_model")  # takes a second, which no promotion should
-
     registry = CollectorRegistry()
     metrics, resilience = ServingMetrics(registry), ResilienceMetrics(registry)
     postgres_breaker, redis_breaker, event_breaker = _breakers(settings, resilience)

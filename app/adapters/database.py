@@ -122,6 +122,14 @@ class Database:
                 _raise_if_outage(error, self._retries_refusals)
                 raise
 
+    @property
+    def connections_in_use(self) -> int:
+        return self._engine.pool.checkedout()
+
+    @property
+    def most_connections(self) -> int:
+        return self._engine.pool.size()
+
     def close(self) -> None:
         self._engine.dispose()
 

@@ -6,6 +6,7 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,17 @@ class ModelStore:
             raise ModelRefused(
                 f"model {version} has no readable manifest in {self.folder(version)}"
             ) from error
+
+    def trained_at(self, version: str) -> datetime | None:
+        """None if its manifest does not tell.
+
+        Raises:
+            ModelRefused: it has no readable manifest.
+        """
+        try:
+            return datetime.fromisoformat(self.manifest(version)["created_at"])
+        except (KeyError, TypeError, ValueError):
+            return None
 
     def write(self, version: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Stores a version, and returns its manifest with the hashes of the files.

@@ -146,10 +146,14 @@ def _attributes(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class KeeperReport:
-    """When the keeper of the snapshot last looked for news, in seconds since the epoch, and how it went."""
+    """When the keeper of the snapshot last looked for news, in seconds since the epoch, and how it went.
+
+    `current_at_s`: when it last found the snapshot current or renewed it; None if it never did.
+    """
 
     at_s: float
     problem: str | None
+    current_at_s: float | None
 
 
 class SnapshotFolder:

@@ -224,6 +224,7 @@ def project(
             console.print(f"folded {projector.run():,} events")
         return
     from app.bootstrap.projector import follow_events, intake_beside, serve_metrics
+    from app.bootstrap.tracing import build_tracer
     from app.events.metrics import ProjectorMetrics
 
     stop = threading.Event()
@@ -231,10 +232,11 @@ def project(
         signal.signal(number, lambda *_: stop.set())
     registry = serve_metrics(config)
     metrics = ProjectorMetrics(registry)
-    with intake_beside(config, stop, registry):
+    tracer = build_tracer(config, "projector")
+    with intake_beside(config, stop, registry, tracer):
         while not stop.is_set():
             try:
-                follow_events(config, metrics, stop)
+                follow_events(config, metrics, stop, tracer)
             except StoreUnavailable as error:
                 log.warning("projection waits: %s", error)
             stop.wait(STANDBY_S)

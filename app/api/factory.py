@@ -25,7 +25,9 @@ from app.api.rate_limits import Counts, limit_rates
 from app.api.schemas import EventOutcome
 from app.api.security_headers import SecurityHeaders
 from app.api.suggest import suggest_routes
+from app.api.trace_context import trace_requests
 from app.domain.ports import PropositionStore, UserStore
+from app.domain.tracing import NO_TRACING, Tracer
 from app.domain.types import StoredIn
 from app.events.reading import EventReader
 from app.events.record import RecordEvents
@@ -53,6 +55,7 @@ class ApiServices:
     is_overrun: Callable[[], bool]
     count_shed: Callable[[str], None]
     is_leaving: Callable[[], bool]
+    tracer: Tracer = NO_TRACING
 
 
 class IdConverter(BaseConverter):
@@ -90,6 +93,7 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.url_map.converters["id"] = IdConverter
     app.url_map.merge_slashes = False
+    trace_requests(app, services.tracer)
     log_requests(app)
     identify_callers(app, services.find_key)
     limit_rates(app, settings, services.rate_counts)

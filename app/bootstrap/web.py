@@ -21,7 +21,7 @@ from app.adapters.kafka_topics import KafkaProbe
 from app.adapters.keeper_process import KeeperProcess
 from app.adapters.key_file import KeyFile, LiveKeys
 from app.adapters.redis_client import RedisProbe, connect_redis
-from app.adapters.redis_wire import GuardedWire, NoConnectionFree, open_wire
+from app.adapters.redis_wire import GuardedWire, NoConnectionFree, TracedWire, Wire, open_wire
 from app.adapters.shared_counts import SharedCounts
 from app.adapters.snapshots import SnapshotFolder
 from app.api.factory import ApiServices, create_app
@@ -34,8 +34,10 @@ from app.bootstrap.keeper import KEYS_INTERVAL_S
 from app.bootstrap.life import forget_user_of
 from app.bootstrap.ranking import Ranking, build_ranking
 from app.bootstrap.recording import event_recording
+from app.bootstrap.tracing import build_tracer
 from app.domain.errors import StoreUnavailable
 from app.domain.ports import Breaker
+from app.domain.tracing import NO_TRACING, Tracer
 from app.domain.types import Slate, SuggestRequest
 from app.events.record import OutdateSlates
 from app.life.forget import ForgetUser
@@ -65,7 +67,9 @@ KEEPER_SILENCE_S = 10.0
 
 
 def build_api(
-    settings: Settings, run_aside: Callable[[Callable], Any] = lambda work: work()
+    settings: Settings,
+    run_aside: Callable[[Callable], Any] = lambda work: work(),
+    tracer: Tracer = NO_TRACING,
 ) -> tuple[ApiServices, Background, CollectorRegistry]:
     """The services of one web worker, and the background work that keeps them fresh.
 
@@ -81,9 +85,10 @@ def build_api(
         settings.redis_pool_size,
         cluster=settings.redis_cluster,
     )
-    ranking = build_ranking(
-        settings, metrics, resilience, GuardedWire(open_wire(online_store), redis_breaker), run_aside
-    )
+    wire: Wire = GuardedWire(open_wire(online_store), redis_breaker)
+    if tracer is not NO_TRACING:
+        wire = TracedWire(wire)
+    ranking = build_ranking(settings, metrics, resilience, wire, run_aside)
     online_probe = RedisProbe(online_store)
     kafka_probe = KafkaProbe(settings) if settings.kafka_bootstrap_servers else None
     decisions = DecisionQueue(
@@ -133,6 +138,7 @@ def build_api(
         is_overrun=ranking.is_overrun,
         count_shed=resilience.shed,
         is_leaving=lambda: Departure.is_near,
+        tracer=tracer,
     )
     return services, Background(repeated), registry
 
@@ -226,7 +232,8 @@ def web() -> Flask:
     keeper = KeeperProcess(settings.snapshot_dir)
     keeper.ensure()
     _wait_for_keeper(SnapshotFolder(settings.snapshot_dir), started_s)
-    services, background, registry = build_api(settings, gevent.get_hub().threadpool.apply)
+    tracer = build_tracer(settings, "web")
+    services, background, registry = build_api(settings, gevent.get_hub().threadpool.apply, tracer)
     app = create_app(settings, services, registry)
     Overload.watch(services.is_strained, services.is_overrun, services.count_shed)
     atexit.register(services.flush_decisions)

@@ -163,6 +163,7 @@ def test_files_that_the_documents_point_to_exist():
         "docs/events.md",
         "docs/gameday.md",
         "docs/resilience.md",
+        "docs/tracing.md",
     ):
         text = (ROOT / document).read_text()
         for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -224,6 +224,7 @@ def project(
             console.print(f"folded {projector.run():,} events")
         return
     from app.bootstrap.projector import count_outcomes, follow_events, intake_beside, serve_metrics
+    from app.bootstrap.tracing import build_tracer
     from app.events.metrics import ProjectorMetrics
 
     stop = threading.Event()
@@ -232,10 +233,11 @@ def project(
     registry = serve_metrics(config)
     metrics = ProjectorMetrics(registry)
     on_folded = count_outcomes(config, registry)
-    with intake_beside(config, stop, registry):
+    tracer = build_tracer(config, "projector")
+    with intake_beside(config, stop, registry, tracer):
         while not stop.is_set():
             try:
-                follow_events(config, metrics, on_folded, stop)
+                follow_events(config, metrics, on_folded, stop, tracer)
             except StoreUnavailable as error:
                 log.warning("projection waits: %s", error)
             stop.wait(STANDBY_S)

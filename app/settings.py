@@ -234,6 +234,33 @@ class Settings(BaseSettings):
         "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="DEBUG, INFO, WARNING or ERROR."
     )
 
+    otel_exporter_otlp_endpoint: str | None = Field(
+        None,
+        pattern="^https?://",
+        description="OpenTelemetry collector that takes traces over HTTP, as http://host:4318; /v1/traces is added. "
+        "Unset: nothing is traced.",
+    )
+    otel_sdk_disabled: bool = Field(
+        False, description="Whether nothing is traced though OTEL_EXPORTER_OTLP_ENDPOINT is set."
+    )
+    otel_exporter_otlp_headers: SecretStr | None = Field(
+        None, description="Headers for the collector, as name=value, comma-separated."
+    )
+    otel_exporter_otlp_certificate: Path | None = Field(
+        None,
+        description="File with the certificates that the collector's is checked against. Unset: the public ones.",
+    )
+    otel_traces_sampler_arg: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="Share of the traces that begin here which are recorded. Requests with a `traceparent` are "
+        "recorded if their caller is.",
+    )
+    otel_service_name: str = Field(
+        "propositions", min_length=1, description="Name of the service in its traces."
+    )
+
     suggest_deadline_ms: int = Field(
         80,
         ge=1,
@@ -430,6 +457,10 @@ class Settings(BaseSettings):
         if self.private_port == self.port:
             raise ValueError(f"PRIVATE_PORT={self.private_port} is PORT as well: give it a number of its own")
         return self
+
+    @property
+    def is_traced(self) -> bool:
+        return self.otel_exporter_otlp_endpoint is not None and not self.otel_sdk_disabled
 
     @property
     def kafka_properties(self) -> dict[str, str | int | float]:

@@ -1,21 +1,24 @@
 """Connections to PostgreSQL: a bounded pool, a deadline on everything, domain errors."""
 
 import select
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import orjson
 import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, ExceptionContext, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from app.domain.errors import StoreUnavailable
 from app.domain.ports import UNGUARDED, Breaker
+from app.domain.tracing import SpanKind, current_span, part
 from app.settings import Settings
 
 _OUTAGES = (
@@ -29,6 +32,8 @@ _ABOUT_DATA = (psycopg2.DataError, psycopg2.IntegrityError)
 
 # A server that is cut off while something is on its way to it is given up as soon as an idle one.
 _UNACKNOWLEDGED_MS = 25_000
+# Of a statement, what stands in its span.
+MAX_STATEMENT = 500
 # What a lost machine holds (rows, leases of slots) is free again as soon; by default after two hours.
 _SERVER_KEEPALIVES = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
 
@@ -46,6 +51,7 @@ class Database:
             damaged index, is an outage. For who keeps the data and tries again; elsewhere it shows as the bug
             that it may be.
         breaker: while it is open, nobody waits for PostgreSQL.
+        is_traced: each statement is a part of the current span.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Database:
         is_probed: bool = True,
         retries_refusals: bool = False,
         breaker: Breaker = UNGUARDED,
+        is_traced: bool = False,
     ) -> None:
         self._retries_refusals = retries_refusals
         self._breaker = breaker
@@ -78,6 +85,8 @@ class Database:
                 "tcp_user_timeout": _UNACKNOWLEDGED_MS,
             },
         )
+        if is_traced:
+            _trace_statements(self._engine)
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -115,7 +124,7 @@ class Database:
     @contextmanager
     def _outages_told(self) -> Iterator[None]:
         """To the breaker, and in the words of the domain."""
-        with self._breaker.guard():
+        with part("transaction", attributes=_SYSTEM), self._breaker.guard():
             try:
                 yield
             except (DBAPIError, PoolTimeoutError, psycopg2.Error) as error:
@@ -132,6 +141,38 @@ class Database:
 
     def close(self) -> None:
         self._engine.dispose()
+
+
+_SYSTEM = {"db.system.name": "postgresql"}
+_BEGAN_S = "began_s"
+
+
+def _trace_statements(engine: Engine) -> None:
+    """What goes past SQLAlchemy, as COPY does, is seen in the transaction's own part only."""
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def begin(connection: Connection, *_: Any) -> None:
+        if current_span() is not None:
+            connection.info[_BEGAN_S] = time.perf_counter()
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def end(connection: Connection, _cursor: Any, statement: str, *_: Any) -> None:
+        tell(connection, statement)
+
+    @event.listens_for(engine, "handle_error")
+    def fail(context: ExceptionContext) -> None:
+        if context.connection is not None and context.statement is not None:
+            tell(context.connection, context.statement, type(context.original_exception).__name__)
+
+    def tell(connection: Connection, statement: str, error: str | None = None) -> None:
+        began_s, span = connection.info.pop(_BEGAN_S, None), current_span()
+        if began_s is None or span is None:
+            return
+        operation = statement.split(None, 1)[0].upper()
+        # Values are bound, so there are none in it.
+        text = " ".join(statement.split())[:MAX_STATEMENT]
+        attributes = {**_SYSTEM, "db.operation.name": operation, "db.query.text": text}
+        span.add(operation, began_s, time.perf_counter(), SpanKind.CLIENT, attributes, error)
 
 
 def _raise_if_outage(error: Exception, retries_refusals: bool) -> None:
@@ -178,6 +219,7 @@ def _database(
         is_probed,
         retries_refusals,
         breaker,
+        settings.is_traced,
     )
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from app.adapters.kafka_sender import KafkaSender, Message
 from app.domain.ports import Receipt
+from app.domain.tracing import SpanKind, current_span, part
 from app.domain.types import Event, StoredIn
 
 
@@ -38,7 +39,9 @@ class KafkaEventLog:
             if first_by_id.setdefault(event.event_id, event) is not event:
                 duplicates[event.event_id] = None
         if first_by_id:
-            self._sender.send([self._message(event) for event in first_by_id.values()])
+            messages = [self._message(event) for event in first_by_id.values()]
+            with part(f"send {self._topic}", SpanKind.PRODUCER, self._attributes(len(messages))):
+                self._sender.send(messages)
         return Receipt(tuple(first_by_id), tuple(duplicates), StoredIn.KAFKA)
 
     def close(self) -> None:
@@ -46,4 +49,21 @@ class KafkaEventLog:
 
     def _message(self, event: Event) -> Message:
         key = event.event_id if event.user_id is None else event.user_id
-        return Message(self._topic, key.encode(), self._encode(event), self._headers)
+        return Message(
+            self._topic, key.encode(), self._encode(event), (*self._headers, *_trace_headers(event))
+        )
+
+    def _attributes(self, message_count: int) -> dict[str, str | int]:
+        return {
+            "messaging.system": "kafka",
+            "messaging.operation.type": "send",
+            "messaging.destination.name": self._topic,
+            "messaging.batch.message_count": message_count,
+        }
+
+
+def _trace_headers(event: Event) -> list[tuple[str, bytes]]:
+    """Of the request that brought the event, if that is recorded."""
+    span = current_span()
+    span = None if span is None else span.of(event.event_id)
+    return [] if span is None else [(name, value.encode()) for name, value in span.headers().items()]

@@ -17,6 +17,7 @@ from app.adapters.kafka_sender import KafkaSender, Message
 from app.adapters.kafka_topics import partition_lag
 from app.domain.errors import EventRefused, PropositionsError, StoreUnavailable
 from app.domain.ports import EventLog
+from app.domain.tracing import NO_TRACING, SharedSpan, Span, SpanKind, Tracer, recording
 from app.domain.types import Event
 
 MAX_MESSAGES = 1_000
@@ -41,6 +42,7 @@ class KafkaIntake:
         config: properties of librdkafka for the member.
         decode: makes an event of a message's value and headers; raises PropositionsError with the reason.
         dead_letters: sends what is no event, or cannot be stored, to `dead_topic`.
+        tracer: goes on with the traces of requests whose events come.
     """
 
     def __init__(
@@ -52,14 +54,18 @@ class KafkaIntake:
         event_log: EventLog,
         dead_letters: KafkaSender,
         metrics: IntakeMetrics,
+        tracer: Tracer = NO_TRACING,
     ) -> None:
+        self._topic = topic
         self._dead_topic = dead_topic
         self._decode = decode
         self._event_log = event_log
         self._dead_letters = dead_letters
         self._metrics = metrics
+        self._tracer = tracer
         self._kept: list[Arrival] = []
         self._pause_s = FIRST_PAUSE_S
+        self._group = config["group.id"]
         self._consumer: Consumer = open_client(
             Consumer, {**config, "logger": log, "on_commit": _log_failed_commit}
         )
@@ -142,11 +148,41 @@ class KafkaIntake:
                 events.append((arrival, self._decode(arrival.value(), dict(arrival.headers() or ()))))
             except PropositionsError as error:
                 dead.append((arrival, str(error)))
-        dead += self._store(events)
+        with recording(self._span_of(events)):
+            dead += self._store(events)
         if dead:
             self._bury([self._dead_letter(arrival, reason) for arrival, reason in dead])
             self._metrics.consumed("dead", len(dead))
             log.warning("%d messages went to %s; the last: %s", len(dead), self._dead_topic, dead[-1][1])
+
+    def _span_of(self, events: Sequence[tuple[Arrival, Event]]) -> SharedSpan | None:
+        """A span in the trace of each request that sent some of the events and is recorded."""
+        if self._tracer is NO_TRACING:
+            return None
+        spans: dict[str, Span | None] = {}
+        by_event: dict[str, Span] = {}
+        for arrival, event in events:
+            caller = _trace_context(arrival)
+            sender = caller.get("traceparent")
+            if sender is None:
+                continue
+            if sender not in spans:
+                spans[sender] = self._tracer.begin(f"process {self._topic}", SpanKind.CONSUMER, caller)
+            if (span := spans[sender]) is not None:
+                by_event.setdefault(event.event_id, span)
+        if not by_event:
+            return None
+        shared = SharedSpan(by_event)
+        shared.describe(
+            {
+                "messaging.system": "kafka",
+                "messaging.operation.type": "process",
+                "messaging.destination.name": self._topic,
+                "messaging.consumer.group.name": self._group,
+                "messaging.batch.message_count": len(events),
+            }
+        )
+        return shared
 
     def _store(self, events: Sequence[tuple[Arrival, Event]]) -> list[tuple[Arrival, str]]:
         """Appends the events and returns those that the log refuses, with the reason."""
@@ -209,6 +245,14 @@ class KafkaIntake:
         self._kept = [arrival for arrival in self._kept if arrival.partition() not in gone]
         for partition in partitions:
             self._metrics.no_lag(partition.partition)
+
+
+def _trace_context(arrival: Arrival) -> dict[str, str]:
+    return {
+        name: value.decode("ascii", "replace")
+        for name, value in arrival.headers() or ()
+        if name in ("traceparent", "tracestate") and value is not None
+    }
 
 
 def _without_errors(polled: Sequence[Arrival | None]) -> list[Arrival]:

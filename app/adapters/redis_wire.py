@@ -19,6 +19,7 @@ from redis.exceptions import AskError, MovedError
 from app.adapters.redis_client import REDIS_ERRORS, ClusterClient
 from app.domain.errors import StoreUnavailable
 from app.domain.ports import Breaker
+from app.domain.tracing import SpanKind, current_span, part
 
 _READ_BYTES = 16_384
 _NOTHING = object()
@@ -56,6 +57,23 @@ class GuardedWire:
         if timeout_s is not None and timeout_s < _TELLING_S and self._breaker.state == "closed":
             return self._wire.ask(packed, reply_count, timeout_s)
         return self._breaker.call(lambda: self._wire.ask(packed, reply_count, timeout_s))
+
+
+class TracedWire:
+    """A wire whose use is a part of the current span."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    def ask(self, packed: bytes, reply_count: int, timeout_s: float | None = None) -> list[Any]:
+        if current_span() is None:
+            return self._wire.ask(packed, reply_count, timeout_s)
+        operation = packed.split(b"\r\n", 3)[2].decode()  # the first word of the first command
+        attributes: dict[str, str | int] = {"db.system.name": "redis", "db.operation.name": operation}
+        if reply_count > 1:
+            attributes["db.operation.batch.size"] = reply_count
+        with part(operation, SpanKind.CLIENT, attributes):
+            return self._wire.ask(packed, reply_count, timeout_s)
 
 
 class RedisWire:

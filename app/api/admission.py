@@ -94,6 +94,7 @@ REFUSAL_BODY = orjson.dumps(
         "status": 503,
         "detail": "more requests than can be answered in time; send it again later",
         "request_id": "",
+        "trace_id": None,
         "errors": [],
     }
 )

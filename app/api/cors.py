@@ -7,6 +7,7 @@ from flask_cors import CORS
 
 from app.api.access import KEY_HEADER
 from app.api.suggest import DEADLINE_HEADER
+from app.api.trace_context import RESPONSE_HEADER
 
 _PREFLIGHT_S = 600
 
@@ -26,8 +27,10 @@ def allow_origins(app: Flask, origins: Sequence[str]) -> None:
             KEY_HEADER,
             DEADLINE_HEADER,
             "X-Request-Id",
+            "traceparent",
+            "tracestate",
         ],
-        expose_headers=["ETag", "Location", "Retry-After", "Server-Timing", "X-Request-Id"],
+        expose_headers=["ETag", "Location", "Retry-After", "Server-Timing", "X-Request-Id", RESPONSE_HEADER],
         max_age=_PREFLIGHT_S,
         always_send=False,
     )

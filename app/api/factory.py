@@ -26,7 +26,9 @@ from app.api.rate_limits import Counts, limit_rates
 from app.api.schemas import EventOutcome
 from app.api.security_headers import SecurityHeaders
 from app.api.suggest import suggest_routes
+from app.api.trace_context import trace_requests
 from app.domain.ports import PropositionStore, UserStore
+from app.domain.tracing import NO_TRACING, Tracer
 from app.domain.types import EventType, StoredIn
 from app.events.reading import EventReader
 from app.events.record import RecordEvents
@@ -56,6 +58,7 @@ class ApiServices:
     exemplars: Exemplars
     flush_metrics: Callable[[], None]
     run_aside: Callable[[Callable], Any]
+    tracer: Tracer = NO_TRACING
 
 
 class IdConverter(BaseConverter):
@@ -93,6 +96,7 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.url_map.converters["id"] = IdConverter
     app.url_map.merge_slashes = False
+    trace_requests(app, services.tracer)
     log_requests(app)
     identify_callers(app, services.find_key)
     limit_rates(app, settings, services.rate_counts)

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge, UnsupportedMediaType
 from werkzeug.http import HTTP_STATUS_CODES
 
+from app.api.trace_context import current_trace_id
 from app.domain.errors import EventRefused, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Problem(BaseModel):
     status: int
     detail: str
     request_id: str
+    trace_id: str | None = Field(None, description="Of the request in W3C trace context, if it has one.")
     errors: list[FieldProblem] = Field(default_factory=list)
 
 
@@ -62,7 +64,12 @@ def problem_response(
 ) -> Response:
     g.problem_reason = reason or _as_word(title)
     problem = Problem(
-        title=title, status=status, detail=detail, request_id=g.get("request_id", ""), errors=list(errors)
+        title=title,
+        status=status,
+        detail=detail,
+        request_id=g.get("request_id", ""),
+        trace_id=current_trace_id(),
+        errors=list(errors),
     )
     return Response(orjson.dumps(problem.model_dump()), status, mimetype=PROBLEM_TYPE)
 

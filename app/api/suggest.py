@@ -11,6 +11,7 @@ from app.api.problems import InvalidField
 from app.api.schemas import SuggestIn, SuggestOut
 from app.domain.budget import TimeBudget
 from app.domain.context import complete_context, context_key
+from app.domain.tracing import current_span
 from app.domain.types import Filters, RankedProposition, Slate, SuggestRequest
 from app.serving.suggest import Suggest
 
@@ -32,7 +33,10 @@ def suggest_routes(
     def post_suggest(body: SuggestIn) -> Response:
         if body.limit > max_limit:
             raise InvalidField("limit", f"Input should be less than or equal to {max_limit}")
-        budget = TimeBudget(min(_asked_deadline_ms(), deadline_ms) / 1_000)
+        span = current_span()
+        budget = TimeBudget(
+            min(_asked_deadline_ms(), deadline_ms) / 1_000, on_stage=None if span is None else span.add
+        )
         now = datetime.now(UTC)
         slate = suggest(_to_request(body, now), now, budget)
         response = Response(_to_json(slate), mimetype="application/json")

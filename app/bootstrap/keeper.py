@@ -11,7 +11,9 @@ from app.adapters.key_file import KeyFile, KeyKeeper
 from app.adapters.schema_file import RegistrySchema, SchemaFile
 from app.adapters.snapshots import KeeperReport, SnapshotFolder, SnapshotSource
 from app.bootstrap.stores import key_store
+from app.bootstrap.tracing import build_tracer
 from app.domain.errors import ConfigurationError, StoreUnavailable
+from app.domain.tracing import recording
 from app.serving.keeper import SnapshotKeeper, pause_s
 from app.serving.refresh import Background
 from app.settings import Settings
@@ -58,13 +60,17 @@ def follow_news(settings: Settings, stop: threading.Event) -> None:
     """Publishes changes until stopped, and keeps the feature schema on disk current."""
     wait_cooperatively(KEEPER_REPLY_S)
     keeper, folder = build_keeper(settings), SnapshotFolder(settings.snapshot_dir)
+    tracer = build_tracer(settings, "keeper")
     read_schema, publish_keys = _schema_reader(settings), _key_publisher(settings)
     publish_keys()
     Background({publish_keys: KEYS_INTERVAL_S}).start()
     is_first = True
     while not stop.is_set():
         began_s = time.process_time()  # to wait for PostgreSQL is no work
-        keeper.refresh(time.time())
+        with recording(tracer.begin("refresh snapshot")) as span:
+            keeper.refresh(time.time())
+            if span is not None and keeper.problem is not None:
+                span.fail(keeper.problem)
         worked_s = time.process_time() - began_s
         if is_first:
             if SchemaFile(settings.snapshot_dir).saved() is None:

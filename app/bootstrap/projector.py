@@ -19,6 +19,7 @@ from app.adapters.kafka_metrics import IntakeMetrics, SenderMetrics
 from app.adapters.kafka_sender import KafkaSender
 from app.adapters.outcome_tables import OutcomeTables
 from app.domain.errors import ConfigurationError
+from app.domain.tracing import NO_TRACING, Tracer
 from app.events.follow import follow_log
 from app.events.message import decode
 from app.events.metrics import OutcomeMetrics, ProjectorMetrics
@@ -46,6 +47,7 @@ def build_projector(
     settings: Settings,
     metrics: ProjectorMetrics | None = None,
     on_folded: OnFolded = lambda after, until: None,
+    tracer: Tracer = NO_TRACING,
 ) -> tuple[Projector, FeatureTables]:
     from app.adapters.feature_store import open_online_writer
 
@@ -58,14 +60,19 @@ def build_projector(
         settings.project_batch_events,
         metrics,
         on_folded,
+        tracer,
     ), tables
 
 
 def follow_events(
-    settings: Settings, metrics: ProjectorMetrics, on_folded: OnFolded, stop: threading.Event
+    settings: Settings,
+    metrics: ProjectorMetrics,
+    on_folded: OnFolded,
+    stop: threading.Event,
+    tracer: Tracer = NO_TRACING,
 ) -> None:
     """Folds this process's share of what comes until `stop` is set, or a store is down."""
-    projector, tables = build_projector(settings, metrics, on_folded)
+    projector, tables = build_projector(settings, metrics, on_folded, tracer)
     with tables.leases() as leases:
         if leases is None:
             log.info("another process is the only projector for now: standing by")
@@ -97,7 +104,7 @@ def count_outcomes(settings: Settings, registry: CollectorRegistry) -> OnFolded:
     return outcomes.folded
 
 
-def build_intake(settings: Settings, registry: CollectorRegistry) -> KafkaIntake:
+def build_intake(settings: Settings, registry: CollectorRegistry, tracer: Tracer = NO_TRACING) -> KafkaIntake:
     """Brings events from Kafka into PostgreSQL."""
     dead_letters = KafkaSender(
         producer_config(settings, MAX_DEAD_LETTER_BYTES),
@@ -112,11 +119,14 @@ def build_intake(settings: Settings, registry: CollectorRegistry) -> KafkaIntake
         PostgresEventLog(event_database(settings), settings.context_fields),
         dead_letters,
         IntakeMetrics(registry),
+        tracer,
     )
 
 
 @contextmanager
-def intake_beside(settings: Settings, stop: threading.Event, registry: CollectorRegistry) -> Iterator[None]:
+def intake_beside(
+    settings: Settings, stop: threading.Event, registry: CollectorRegistry, tracer: Tracer = NO_TRACING
+) -> Iterator[None]:
     """Brings in what Kafka has, if it is configured, in a thread beside the block and until its end.
 
     Should the thread fail, `stop` is set, so that the block ends, and its error is raised.
@@ -124,7 +134,7 @@ def intake_beside(settings: Settings, stop: threading.Event, registry: Collector
     if settings.kafka_bootstrap_servers is None:
         yield
         return
-    intake = build_intake(settings, registry)
+    intake = build_intake(settings, registry, tracer)
     with ThreadPoolExecutor(1, "kafka-intake") as pool:
         running = pool.submit(intake.run, stop)
         running.add_done_callback(lambda _: stop.set())

@@ -17,7 +17,7 @@ from app.adapters.file_lock import held
 from app.adapters.model_store import ModelStore
 from app.adapters.model_trial import require_fast_if_large
 from app.adapters.online_reader import RedisOnlineReader
-from app.adapters.redis_wire import GuardedWire
+from app.adapters.redis_wire import Wire
 from app.adapters.schema_file import SchemaFile
 from app.adapters.snapshots import SnapshotFolder
 from app.adapters.suggestion_cache import RedisSlateStore
@@ -76,7 +76,7 @@ def build_ranking(
     settings: Settings,
     metrics: ServingMetrics,
     resilience: ResilienceMetrics,
-    wire: GuardedWire,
+    wire: Wire,
     run_aside: Callable[[Callable], Any],
 ) -> Ranking:
     deadline_s = settings.suggest_deadline_ms / 1_000

@@ -21,7 +21,7 @@ from app.adapters.kafka_topics import KafkaProbe
 from app.adapters.keeper_process import KeeperProcess
 from app.adapters.key_file import KeyFile, LiveKeys
 from app.adapters.redis_client import RedisProbe, connect_redis
-from app.adapters.redis_wire import GuardedWire, NoConnectionFree, open_wire
+from app.adapters.redis_wire import GuardedWire, NoConnectionFree, TracedWire, Wire, open_wire
 from app.adapters.shared_counts import SharedCounts
 from app.adapters.snapshots import SnapshotFolder
 from app.api.admission import InProgress
@@ -40,8 +40,10 @@ from app.bootstrap.life import forget_user_of
 from app.bootstrap.ranking import Ranking, build_ranking
 from app.bootstrap.recording import event_recording
 from app.bootstrap.saturation import SATURATION_INTERVAL_S, Saturation
+from app.bootstrap.tracing import build_tracer
 from app.domain.errors import StoreUnavailable
 from app.domain.ports import Breaker
+from app.domain.tracing import NO_TRACING, Tracer
 from app.domain.types import Slate, SuggestRequest
 from app.events.record import OutdateSlates
 from app.life.forget import ForgetUser
@@ -72,7 +74,9 @@ KEEPER_SILENCE_S = 10.0
 
 
 def build_api(
-    settings: Settings, run_aside: Callable[[Callable], Any] = lambda work: work()
+    settings: Settings,
+    run_aside: Callable[[Callable], Any] = lambda work: work(),
+    tracer: Tracer = NO_TRACING,
 ) -> tuple[ApiServices, Background, CollectorRegistry]:
     """The services of one web worker, and the background work that keeps them fresh.
 
@@ -89,7 +93,10 @@ def build_api(
         cluster=settings.redis_cluster,
     )
     wire = open_wire(online_store)
-    ranking = build_ranking(settings, metrics, resilience, GuardedWire(wire, redis_breaker), run_aside)
+    guarded: Wire = GuardedWire(wire, redis_breaker)
+    if tracer is not NO_TRACING:
+        guarded = TracedWire(guarded)
+    ranking = build_ranking(settings, metrics, resilience, guarded, run_aside)
     online_probe = RedisProbe(online_store)
     kafka_probe = KafkaProbe(settings) if settings.kafka_bootstrap_servers else None
     decisions = DecisionQueue(
@@ -158,6 +165,7 @@ def build_api(
         exemplars=exemplars,
         flush_metrics=metrics.flush,
         run_aside=run_aside,
+        tracer=tracer,
     )
     return services, Background(repeated), registry
 
@@ -251,7 +259,8 @@ def web() -> Flask:
     keeper = KeeperProcess(settings.snapshot_dir)
     keeper.ensure()
     _wait_for_keeper(SnapshotFolder(settings.snapshot_dir), started_s)
-    services, background, registry = build_api(settings, gevent.get_hub().threadpool.apply)
+    tracer = build_tracer(settings, "web")
+    services, background, registry = build_api(settings, gevent.get_hub().threadpool.apply, tracer)
     app = create_app(settings, services, registry)
     Overload.watch(services.is_strained, services.is_overrun, services.count_shed)
     atexit.register(services.flush_decisions)

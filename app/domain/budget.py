@@ -14,10 +14,19 @@ class OutOfTime(PropositionsError):
 
 
 class TimeBudget:
-    """`budget_s` seconds from now on. `stages_s` has the seconds spent per stage, in order."""
+    """`budget_s` seconds from now on. `stages_s` has the seconds spent per stage, in order.
 
-    def __init__(self, budget_s: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    `on_stage` is told of each stage its name, and when it began and ended by the clock.
+    """
+
+    def __init__(
+        self,
+        budget_s: float,
+        clock: Callable[[], float] = time.perf_counter,
+        on_stage: Callable[[str, float, float], None] | None = None,
+    ) -> None:
         self._clock = clock
+        self._on_stage = on_stage
         self._started = self._stage_began = clock()
         self._budget_s = budget_s
         self.stages_s: dict[str, float] = {}
@@ -26,6 +35,8 @@ class TimeBudget:
         """Counts the time since the last stage ended as this one's."""
         now = self._clock()
         self.stages_s[stage] = self.stages_s.get(stage, 0.0) + now - self._stage_began
+        if self._on_stage is not None:
+            self._on_stage(stage, self._stage_began, now)
         self._stage_began = now
 
     @property

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from app.domain.errors import StoreUnavailable
 from app.domain.ports import EventLog, Receipt
+from app.domain.tracing import SharedSpan, current_span, working_for
 from app.domain.types import Event
 
 log = logging.getLogger(__name__)
@@ -118,13 +119,14 @@ class GroupCommit:
 
     def _append(self, group: Sequence["_Call"]) -> None:
         events = [event for call in group for event in call.events]
-        self._appending_since_s = time.monotonic()
-        try:
-            receipt = self._event_log.append(events)
-        finally:
-            self._appending_since_s = None
-        _hand_out(receipt, group)
-        self._tell(events, receipt)
+        with working_for(_span_of(group)):
+            self._appending_since_s = time.monotonic()
+            try:
+                receipt = self._event_log.append(events)
+            finally:
+                self._appending_since_s = None
+            _hand_out(receipt, group)
+            self._tell(events, receipt)
 
     def _tell(self, events: Sequence[Event], receipt: Receipt) -> None:
         new_ids = set(receipt.recorded_ids)
@@ -138,12 +140,13 @@ class GroupCommit:
 class _Call:
     """What one caller brought, and what became of it."""
 
-    __slots__ = ("done", "error", "events", "is_abandoned", "receipt")
+    __slots__ = ("done", "error", "events", "is_abandoned", "receipt", "span")
 
     def __init__(self, events: Sequence[Event]) -> None:
         self.events = events
         self.done = threading.Event()
         self.is_abandoned = False
+        self.span = current_span()
         self.receipt: Receipt | None = None
         self.error: Exception | None = None
 
@@ -151,6 +154,12 @@ class _Call:
         if self.receipt is not None:
             return self.receipt
         raise self.error or StoreUnavailable(STUCK)
+
+
+def _span_of(group: Sequence[_Call]) -> SharedSpan | None:
+    """The spans of the callers by their events. Of those that sent the same id, the first one's."""
+    spans = {e.event_id: call.span for call in reversed(group) if call.span for e in call.events}
+    return SharedSpan(spans) if spans else None
 
 
 def _fail(group: Sequence[_Call], error: Exception) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from prometheus_client import CollectorRegistry
 
 from app.domain.errors import ConfigurationError, StoreUnavailable
+from app.domain.tracing import NO_TRACING, Tracer, part, recording
 from app.domain.types import RecordedEvent
 from app.events.metrics import ProjectorMetrics, part_of
 from app.features.covisits import CovisitRules, fold_positives, touched_neighbours
@@ -138,6 +139,7 @@ class Projector:
         batch_events: int,
         metrics: ProjectorMetrics | None = None,
         on_folded: Callable[[datetime, datetime], None] = lambda after, until: None,
+        tracer: Tracer = NO_TRACING,
     ) -> None:
         self._tables = tables
         self._online = online
@@ -146,6 +148,7 @@ class Projector:
         self._batch_events = batch_events
         self._metrics = metrics or ProjectorMetrics(CollectorRegistry())
         self._on_folded = on_folded
+        self._tracer = tracer
         self._cache = FoldCache()
 
     @property
@@ -166,12 +169,22 @@ class Projector:
 
         Slots that are behind the others come first. Returns the number of events, and whether there are more.
         """
+        with recording(self._tracer.begin(f"fold {part_of(slots)}")) as span:
+            count, has_more = self._step(slots)
+            if span is not None and count:
+                span.describe({"propositions.events": count})
+            elif span is not None:
+                span.discard()
+            return count, has_more
+
+    def _step(self, slots: Collection[int]) -> tuple[int, bool]:
         began_s = time.monotonic()
         folded = self._fold_batch(slots)
         if folded.before.needs_rebuild:
             log.info("not all that is folded is in the tables (an import, or an upgrade): replaying all")
             return self._rebuild_if_needed(slots), False
-        self._bring_online(folded)
+        with part("write online rows"):
+            self._bring_online(folded)
         if folded.events:
             self._metrics.batch_done(part_of(slots), len(folded.events), time.monotonic() - began_s)
         if not folded.has_more:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 from app.domain.errors import StoreUnavailable
 from app.domain.ports import EventLog, Receipt, SlateStore
+from app.domain.tracing import part
 from app.domain.types import Event
 
 log = logging.getLogger(__name__)
@@ -24,10 +25,12 @@ class RecordEvents:
             StoreUnavailable: nothing was stored, or it is unknown; sending again does no harm.
         """
         try:
-            return self._primary.append(events)
+            with part("record"):
+                return self._primary.append(events)
         except StoreUnavailable as outage:
             try:
-                return self._spool.append(events)
+                with part("spool"):
+                    return self._spool.append(events)
             except StoreUnavailable as error:
                 raise StoreUnavailable(f"{outage}, and the spool does not help: {error}") from error
 

@@ -122,10 +122,12 @@ class ModelRanker:
         budget.finish("score")
         states = feature_states(spec, online)
         is_full = set(states.values()) <= {FeatureState.FRESH, FeatureState.DEFAULT}
+        ranked = best(snapshot.catalog, candidates, scores, request.limit)
+        budget.finish("policy")
         slate = Slate(
             request_id=request_id,
             decided_at=now,
-            propositions=best(snapshot.catalog, candidates, scores, request.limit),
+            propositions=ranked,
             strategy=Strategy.MODEL,
             model_version=scorer.model.version,
             degradation_level=(

@@ -6,6 +6,7 @@ from datetime import datetime
 
 from app.domain.budget import TimeBudget
 from app.domain.ports import Ranker
+from app.domain.tracing import Attributes, current_span
 from app.domain.types import Slate, SuggestRequest
 
 
@@ -26,4 +27,20 @@ class Suggest:
         slate = self._ranker.rank(request, str(uuid.uuid4()), now, budget)
         self._on_decision(request, slate)
         self._on_stages(budget.stages_s)
+        span = current_span()
+        if span is not None:
+            span.describe(_attributes(slate))
         return slate
+
+
+def _attributes(slate: Slate) -> Attributes:
+    described = {
+        "propositions.request_id": slate.request_id,
+        "propositions.strategy": str(slate.strategy),
+        "propositions.degradation_level": int(slate.degradation_level),
+        "propositions.candidates": slate.candidate_count,
+        "propositions.cached": slate.is_cached,
+    }
+    if slate.model_version is not None:
+        described["propositions.model_version"] = slate.model_version
+    return described

@@ -11,7 +11,8 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -223,17 +224,15 @@ class _Collector(SpanExporter):
     def __init__(self, exporter: OTLPSpanExporter, endpoint: str) -> None:
         self._exporter, self._endpoint = exporter, endpoint
         self._is_down = False
-        self._reason = ""
-        logging.getLogger(OTLPSpanExporter.__module__).addFilter(self._keep_reason)
         # A warning for each span that finds no place costs as much as the span.
         logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.ERROR)
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        self._reason = ""
-        result = self._exporter.export(spans)
+        with _words_kept(logging.getLogger(OTLPSpanExporter.__module__)) as words:
+            result = self._exporter.export(spans)
         is_down = result is not SpanExportResult.SUCCESS
         if is_down and not self._is_down:
-            log.warning("traces are lost until %s takes them: %s", self._endpoint, self._reason)
+            log.warning("traces are lost until %s takes them: %s", self._endpoint, "; ".join(words[:1]))
         elif self._is_down and not is_down:
             log.info("%s takes traces again", self._endpoint)
         self._is_down = is_down
@@ -242,6 +241,18 @@ class _Collector(SpanExporter):
     def shutdown(self) -> None:
         self._exporter.shutdown()
 
-    def _keep_reason(self, record: logging.LogRecord) -> bool:
-        self._reason = self._reason or record.getMessage()
+
+@contextmanager
+def _words_kept(logger: logging.Logger) -> Iterator[list[str]]:
+    """What would be logged in the block, which is not."""
+    words: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        words.append(record.getMessage())
         return False
+
+    logger.addFilter(keep)
+    try:
+        yield words
+    finally:
+        logger.removeFilter(keep)

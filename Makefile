@@ -32,7 +32,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format $(RUFF_STYLE) .
 	$(BIN)/ruff check --fix $(RUFF_STYLE) $(RUFF_RULES) .
 
-# Everything takes about twenty minutes: QUICK=1 is a trial, ONLY=rows,growth,promotion,projection,freshness,materialize a part.
+# Everything takes about twenty minutes: QUICK=1 is a trial, ONLY=rows,observability,growth,promotion,projection,freshness,materialize a part.
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 

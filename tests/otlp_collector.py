@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
@@ -47,6 +48,9 @@ class Collector:
         return self.spans(trace_id)
 
 
+Kind = TypeVar("Kind", bound=Collector)
+
+
 def attributes(owner) -> Mapping[str, str | int | bool]:
     """Of a span or a resource."""
     return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in owner.attributes}
@@ -61,7 +65,7 @@ def tree(spans: Sequence[Span], parent_id: bytes) -> Tree:
 
 
 @contextmanager
-def running_collector() -> Iterator[Collector]:
+def running_collector(kind: type[Kind] = Collector) -> Iterator[Kind]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -80,7 +84,7 @@ def running_collector() -> Iterator[Collector]:
 
     ending = threading.Event()
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        collector = Collector(server.server_port)
+        collector = kind(server.server_port)
         server.daemon_threads = True
         thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         thread.start()

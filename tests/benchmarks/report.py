@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from tests.benchmarks.growth import Point
+from tests.benchmarks.observability import EVERYTHING, METRICS_AND_LOGS, NOTHING, Observed
 from tests.benchmarks.promotion import PromotionResult
 from tests.benchmarks.rows import (
     BATCHES,
@@ -42,6 +43,8 @@ REQUIRED = {
     "events_vs_flask": (">=", 0.25),
     "events_batch_per_s": (">=", 5_000.0),
     "freshness_p99_ms": ("<", 1_000.0),
+    "observability_cost": ("<=", 0.1),
+    "tracing_cost": ("<=", 0.05),
 }
 
 
@@ -71,6 +74,20 @@ def summarize_rows(rows: Mapping[str, Row]) -> dict[str, float | None]:
         "postgres_cpu_ms_per_request": serving.cpu_ms["postgres"],
         "memory_mb_per_worker": serving.memory.pss_mb,
     }
+
+
+def summarize_observability(observed: Observed) -> dict[str, float | None]:
+    """What of the throughput is lost: to all three together, and to traces beside the other two."""
+    rows = observed.rows
+    return {
+        "observability_cost": _lost(rows[EVERYTHING], rows[NOTHING]),
+        "tracing_cost": _lost(rows[EVERYTHING], rows[METRICS_AND_LOGS]),
+    }
+
+
+def _lost(row: Row, cheaper: Row) -> float | None:
+    ratio = _turn_by_turn(row, cheaper)
+    return None if ratio is None or row.problems or cheaper.problems else 1 - ratio
 
 
 def _turn_by_turn(row: Row, other: Row) -> float | None:
@@ -149,6 +166,8 @@ def _document(summary: Mapping[str, Any], results: Mapping[str, Any]) -> Iterabl
     yield from _table(("figure", "measured", "required", ""), _figures(summary))
     if "rows" in results:
         yield from _table(ROW_COLUMNS, map(_row_cells, results["rows"].values()))
+    if "observability" in results:
+        yield from _table(ROW_COLUMNS, map(_row_cells, results["observability"]["rows"].values()))
     for name, points in results.get("growth", {}).items():
         yield from _table((name, *POINT_COLUMNS), map(_point_cells, points))
     yield from _problems(results)
@@ -214,7 +233,8 @@ def _point_cells(point: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _problems(results: Mapping[str, Any]) -> Iterable[str]:
-    for row in results.get("rows", {}).values():
+    observed = results.get("observability", {"rows": {}})["rows"]
+    for row in (*results.get("rows", {}).values(), *observed.values()):
         for problem in row["problems"]:
             yield f"- {row['title']}: {problem}"
     if (promotion := results.get("promotion")) and promotion["problem"]:

@@ -61,7 +61,7 @@ def measure_rows(bench: Bench) -> dict[str, Row]:
         contenders = _start(bench, loaded, stack)
         rows = {contender.name: Row(TITLES[contender.name]) for contender in contenders}
         for contender in contenders:
-            _note(rows[contender.name], warm_up(contender, bench.plan.closed_s))
+            note(rows[contender.name], warm_up(contender, bench.plan.closed_s))
         of_cache = [contender for contender in contenders if contender.name in (ZIPF, CACHED)]
         others = [contender for contender in contenders if contender not in of_cache]
         for contender, number in _turns(others, bench.plan.closed_repeats):
@@ -69,7 +69,7 @@ def measure_rows(bench: Bench) -> dict[str, Row]:
             rows[contender.name].bursts.append(burst(contender, bench.plan.closed_s, first))
         _measure_cache(bench, of_cache, rows)
         for contender in contenders:
-            _summarize(rows[contender.name], contender)
+            summarize(rows[contender.name], contender)
         for share in LOADS:
             for contender in contenders:
                 _measure_open(rows[contender.name], contender, share, bench.plan.open_s)
@@ -135,22 +135,22 @@ def _turns(contenders: Sequence[Contender], repeats: int) -> Iterator[tuple[Cont
             yield contender, number
 
 
-def _summarize(row: Row, contender: Contender) -> None:
+def summarize(row: Row, contender: Contender) -> None:
     row.rps = median(burst.rps for burst in row.bursts)
     row.cpu_ms = {name: median(burst.cpu_ms[name] for burst in row.bursts) for name in row.bursts[0].cpu_ms}
     row.memory = contender.service.memory()
     row.ready_s = contender.service.ready_s
     failed = sum(burst.errors for burst in row.bursts)
-    _note(row, f"{failed} requests of the closed loops failed" if failed else None)
+    note(row, f"{failed} requests of the closed loops failed" if failed else None)
 
 
 def _measure_open(row: Row, contender: Contender, share: float, seconds: float) -> None:
     outcome = open_loop(contender.service.port, contender.requests, share * row.rps, seconds)
     row.open_loops[f"{share:.0%}"] = outcome
     problem = problem_of(outcome, contender.has_levels)
-    _note(row, problem and f"at {share:.0%} load: {problem}")
+    note(row, problem and f"at {share:.0%} load: {problem}")
 
 
-def _note(row: Row, problem: str | None) -> None:
+def note(row: Row, problem: str | None) -> None:
     if problem is not None:
         row.problems.append(problem)

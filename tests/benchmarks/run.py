@@ -15,6 +15,7 @@ from tests.benchmarks.bench import FULL, QUICK, Bench, environment
 from tests.benchmarks.freshness import measure_freshness
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.load import has_wrk
+from tests.benchmarks.observability import measure_observability
 from tests.benchmarks.projection import measure_projection
 from tests.benchmarks.promotion import measure_promotions
 from tests.benchmarks.rows import measure_rows
@@ -27,6 +28,11 @@ FEATURES = 10
 def rows(bench: Bench) -> tuple[dict, dict]:
     measured = measure_rows(bench)
     return report.summarize_rows(measured), {"rows": measured}
+
+
+def observability(bench: Bench) -> tuple[dict, dict]:
+    measured = measure_observability(bench)
+    return report.summarize_observability(measured), {"observability": measured}
 
 
 def growth(bench: Bench) -> tuple[dict, dict]:
@@ -64,6 +70,7 @@ def materialize(bench: Bench) -> tuple[dict, dict]:
 
 SECTIONS: dict[str, Callable[[Bench], tuple[dict, dict]]] = {
     "rows": rows,
+    "observability": observability,
     "promotion": promotion,
     "growth": growth,
     "projection": projection,

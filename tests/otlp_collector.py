@@ -21,6 +21,7 @@ class Collector:
         self.endpoint = f"http://127.0.0.1:{port}"
         self.status = 200
         self.hangs = False
+        self.post_count = 0
         self.headers: list[Mapping[str, str]] = []
         self.resources: list[Mapping[str, str]] = []
         self._spans: list[Span] = []
@@ -70,6 +71,7 @@ def running_collector(kind: type[Kind] = Collector) -> Iterator[Kind]:
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
+            collector.post_count += 1
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if collector.hangs:
                 ending.wait()

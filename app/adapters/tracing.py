@@ -11,6 +11,7 @@ import random
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from dataclasses import dataclass, field
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import SERVICE_INSTANCE_ID, SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import RandomIdGenerator, ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import SpanExportResult
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, Status, StatusCode, TraceFlags, TraceState
 from opentelemetry.trace import SpanKind as OpenTelemetryKind
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 TRACES_PATH = "/v1/traces"
 # Spans are sent at least so often, so many at once: to encode them holds up a worker's requests for some 2 ms.
-SEND_INTERVAL_MS, MOST_AT_ONCE = 1_000, 128
+SEND_INTERVAL_S, MOST_AT_ONCE = 1.0, 128
 # While the collector takes none, the latest so many wait, some megabytes.
 MOST_WAITING = 4_096
 # A process that ends waits so long for what has not been sent yet.
@@ -59,7 +60,7 @@ def open_tracer(settings: Settings, process: str) -> "OpenTelemetryTracer":
         }
     )
     return OpenTelemetryTracer(
-        _Collector(exporter, endpoint),
+        Outbox(exporter, endpoint),
         resource,
         InstrumentationScope(f"propositions.{process}"),
         settings.otel_traces_sampler_arg,
@@ -71,13 +72,13 @@ class OpenTelemetryTracer:
 
     def __init__(
         self,
-        exporter: SpanExporter,
+        outbox: "Outbox",
         resource: Resource,
         scope: InstrumentationScope,
         share: float,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._processor = BatchSpanProcessor(exporter, MOST_WAITING, SEND_INTERVAL_MS, MOST_AT_ONCE)
+        self._outbox = outbox
         self._resource, self._scope = resource, scope
         self._share, self._chance = share, chance
         self._ids = RandomIdGenerator()
@@ -91,10 +92,7 @@ class OpenTelemetryTracer:
         return _Recorded(self, name, kind, parent, caller.get("tracestate"))
 
     def close(self) -> None:
-        """Sends what waits, if that does not take long."""
-        closing = threading.Thread(target=self._processor.shutdown, daemon=True)
-        closing.start()
-        closing.join(CLOSE_S)
+        self._outbox.close()
 
     def context_in(self, parent: SpanContext | None, state: TraceState | None) -> SpanContext:
         """Of a new span: in the trace of `parent`, or in a new one."""
@@ -104,7 +102,7 @@ class OpenTelemetryTracer:
     def hand_over(
         self, work: "_Work", context: SpanContext, parent: SpanContext | None, clock_began_ns: int
     ) -> None:
-        self._processor.on_end(
+        self._outbox.put(
             ReadableSpan(
                 work.name,
                 context,
@@ -215,36 +213,55 @@ def _nested(work: Iterable[_Work]) -> list[_Work]:
     return whole
 
 
-class _Collector(SpanExporter):
-    """Says once that the collector takes nothing, and why, and once that it does again.
+class Outbox:
+    """Spans on their way to the collector, sent by a thread of its own. What it does not take in time is lost.
 
-    OpenTelemetry says it several times for each batch.
+    OpenTelemetry's BatchSpanProcessor would start its thread anew in each child of this process, and in a gevent worker that lets all
+    greenlets go on there, with the requests of the parent, before the child has become another program.
     """
 
     def __init__(self, exporter: OTLPSpanExporter, endpoint: str) -> None:
         self._exporter, self._endpoint = exporter, endpoint
-        self._is_down = False
-        # A warning for each span that finds no place costs as much as the span.
-        logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.ERROR)
+        self._waiting: deque[ReadableSpan] = deque(maxlen=MOST_WAITING)
+        self._has_many = threading.Event()
+        self._is_closing = self._is_down = False
+        self._thread = threading.Thread(target=self._send_until_closed, daemon=True)
+        self._thread.start()
 
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+    def put(self, span: ReadableSpan) -> None:
+        self._waiting.append(span)
+        if len(self._waiting) >= MOST_AT_ONCE and not self._has_many.is_set():
+            self._has_many.set()
+
+    def close(self) -> None:
+        """Sends what waits, if that does not take long."""
+        self._is_closing = True
+        self._has_many.set()
+        self._thread.join(CLOSE_S)
+
+    def _send_until_closed(self) -> None:
+        is_last = False
+        while not is_last:
+            self._has_many.wait(SEND_INTERVAL_S)
+            self._has_many.clear()
+            is_last = self._is_closing
+            while self._waiting:
+                self._send([self._waiting.popleft() for _ in range(min(MOST_AT_ONCE, len(self._waiting)))])
+
+    def _send(self, spans: Sequence[ReadableSpan]) -> None:
+        """Says once that the collector takes nothing, and why, and once that it does again."""
         with _words_kept(logging.getLogger(OTLPSpanExporter.__module__)) as words:
-            result = self._exporter.export(spans)
-        is_down = result is not SpanExportResult.SUCCESS
+            is_down = self._exporter.export(spans) is not SpanExportResult.SUCCESS
         if is_down and not self._is_down:
             log.warning("traces are lost until %s takes them: %s", self._endpoint, "; ".join(words[:1]))
         elif self._is_down and not is_down:
             log.info("%s takes traces again", self._endpoint)
         self._is_down = is_down
-        return result
-
-    def shutdown(self) -> None:
-        self._exporter.shutdown()
 
 
 @contextmanager
 def _words_kept(logger: logging.Logger) -> Iterator[list[str]]:
-    """What would be logged in the block, which is not."""
+    """What would be logged in the block, which is not: several lines for each batch that is not taken."""
     words: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:

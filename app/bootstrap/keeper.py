@@ -70,7 +70,7 @@ def follow_news(settings: Settings, stop: threading.Event) -> None:
         with recording(tracer.begin("refresh snapshot")) as span:
             keeper.refresh(time.time())
             if span is not None and keeper.problem is not None:
-                span.fail(keeper.problem)
+                span.fail("NotRefreshed")
         worked_s = time.process_time() - began_s
         if is_first:
             if SchemaFile(settings.snapshot_dir).saved() is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
-from app.adapters.tracing import SEND_INTERVAL_MS
+from app.adapters.tracing import SEND_INTERVAL_S
 from tests.benchmarks.bench import Bench, Loaded
 from tests.benchmarks.keys import write_requests
 from tests.benchmarks.load import CLOSED_CONNECTIONS
@@ -31,7 +31,7 @@ TIMES_AS_OFTEN = 2
 # Of the traces, what may be lost before it counts as a problem.
 LOST_SHARE = 0.05
 # After this long a service has sent what it had to send.
-SENT_WITHIN_S = 2 * SEND_INTERVAL_MS / 1_000
+SENT_WITHIN_S = 2 * SEND_INTERVAL_S
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,8 @@
 """What becomes of work in traces, up to a collector that is a real server."""
 
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +13,7 @@ from flask import Flask
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 
 from app.adapters.free_ports import free_port
-from app.adapters.tracing import CLOSE_S, OpenTelemetryTracer, open_tracer
+from app.adapters.tracing import CLOSE_S, MOST_AT_ONCE, OpenTelemetryTracer, open_tracer
 from app.api.problems import problem_response
 from app.api.trace_context import current_trace_id, recorded_trace_id
 from app.domain.errors import StoreUnavailable
@@ -262,25 +264,53 @@ def test_a_collector_that_takes_nothing_is_mentioned_once_and_so_is_its_return(t
     caplog.set_level(logging.DEBUG)
     collector.status = 400
 
-    def told(text: str) -> int:
-        return sum(text in record.getMessage() for record in caplog.records)
+    def send_until(is_done: Callable[[], object]) -> None:
+        deadline_s = time.monotonic() + LONG_S
+        while not is_done():
+            assert time.monotonic() < deadline_s
+            for _ in range(MOST_AT_ONCE):
+                tracer.begin("request").end()
+            time.sleep(0.01)
 
-    deadline_s = time.monotonic() + LONG_S
-    while not told("traces are lost"):
-        assert time.monotonic() < deadline_s
-        tracer.begin("lost").end()
-        time.sleep(0.01)
-    tracer._processor.force_flush()
-    tracer.begin("lost").end()
-    tracer._processor.force_flush()
+    send_until(lambda: collector.post_count >= 3)
     collector.status = 200
-    tracer.begin("request").end()
+    send_until(collector.spans)
+    tracer.close()
 
-    collector.wait_for(None, "request")
-    tracer._processor.force_flush()
-    told_by_us = [r.getMessage() for r in caplog.records if r.name.startswith(("app", "opentelemetry"))]
-    assert len(told_by_us) == 2, told_by_us
-    assert "400" in told_by_us[0] and "takes traces again" in told_by_us[1]
+    told = [r.getMessage() for r in caplog.records if r.name.startswith(("app", "opentelemetry"))]
+    assert len(told) == 2, told
+    assert "400" in told[0] and "takes traces again" in told[1]
+
+
+GEVENT_WORKER = """
+from gevent import monkey
+monkey.patch_all()
+import os, subprocess, threading, time
+from app.adapters.tracing import open_tracer
+from app.settings import Settings
+
+parent = os.getpid()
+
+def answer_requests():
+    while True:
+        if os.getpid() != parent:
+            os.write(1, b"answered in a child")
+        time.sleep(0)
+
+tracer = open_tracer(Settings(_env_file=None, otel_exporter_otlp_endpoint="http://127.0.0.1:9"), "web")
+threading.Thread(target=answer_requests, daemon=True).start()
+time.sleep(0.01)
+for _ in range(5):
+    subprocess.run(["true"], preexec_fn=lambda: None, check=True)
+print("over")
+"""
+
+
+def test_requests_of_a_traced_worker_do_not_go_on_in_the_processes_that_it_starts():
+    """They would with OpenTelemetry's own BatchSpanProcessor."""
+    done = subprocess.run([sys.executable, "-c", GEVENT_WORKER], capture_output=True, text=True, timeout=60)
+
+    assert (done.returncode, done.stdout.strip()) == (0, "over"), done.stderr
 
 
 @pytest.mark.parametrize("is_there", [True, False], ids=["hangs", "is not there"])

@@ -47,9 +47,8 @@ def open_tracer(settings: Settings, process: str) -> "OpenTelemetryTracer":
     """Sends to the collector of the settings; to be made after a fork. `process` says what this one is there for."""
     headers = settings.otel_exporter_otlp_headers
     certificate = settings.otel_exporter_otlp_certificate
-    endpoint = settings.otel_exporter_otlp_endpoint.rstrip("/") + TRACES_PATH
     exporter = OTLPSpanExporter(
-        endpoint,
+        settings.otel_exporter_otlp_endpoint.rstrip("/") + TRACES_PATH,
         certificate_file=None if certificate is None else str(certificate),
         headers=None if headers is None else parse_env_headers(headers.get_secret_value(), liberal=True),
     )
@@ -60,7 +59,7 @@ def open_tracer(settings: Settings, process: str) -> "OpenTelemetryTracer":
         }
     )
     return OpenTelemetryTracer(
-        Outbox(exporter, endpoint),
+        Outbox(exporter),
         resource,
         InstrumentationScope(f"propositions.{process}"),
         settings.otel_traces_sampler_arg,
@@ -220,8 +219,8 @@ class Outbox:
     greenlets go on there, with the requests of the parent, before the child has become another program.
     """
 
-    def __init__(self, exporter: OTLPSpanExporter, endpoint: str) -> None:
-        self._exporter, self._endpoint = exporter, endpoint
+    def __init__(self, exporter: OTLPSpanExporter) -> None:
+        self._exporter = exporter
         self._waiting: deque[ReadableSpan] = deque(maxlen=MOST_WAITING)
         self._has_many = threading.Event()
         self._is_closing = self._is_down = False
@@ -253,9 +252,9 @@ class Outbox:
         with _words_kept(logging.getLogger(OTLPSpanExporter.__module__)) as words:
             is_down = self._exporter.export(spans) is not SpanExportResult.SUCCESS
         if is_down and not self._is_down:
-            log.warning("traces are lost until %s takes them: %s", self._endpoint, "; ".join(words[:1]))
+            log.warning("traces are lost until the collector takes them: %s", "; ".join(words[:1]))
         elif self._is_down and not is_down:
-            log.info("%s takes traces again", self._endpoint)
+            log.info("the collector takes traces again")
         self._is_down = is_down
 
 

@@ -16,7 +16,7 @@ from app.domain.types import DegradationLevel, EventType, FeatureState, Slate, S
 from app.features.ports import OnlineRows
 from app.serving.cache import CacheOutcome
 
-STAGES = ("turn", "cache", "features", "candidates", "score", "rules", "default")
+STAGES = ("turn", "cache", "features", "candidates", "score", "policy", "rules", "default")
 _STAGE_S = (
     *(0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01),
     *(0.02, 0.035, 0.05, 0.08, 0.1, 0.25, 1.0),

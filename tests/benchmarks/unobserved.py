@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from flask import Flask
 from prometheus_client import Counter, Gauge, Histogram
 
+from app.api.http_metrics import HttpMetrics
+
 METHODS = ("inc", "dec", "set", "observe")
 
 
@@ -36,4 +38,4 @@ def _subclasses(kind: type) -> Iterator[type]:
 
 
 def _is_for_metrics(hook) -> bool:
-    return hook.__module__.startswith(("prometheus_flask_exporter", "app.api.http_metrics"))
+    return hook.__module__ == HttpMetrics.__module__

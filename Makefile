@@ -31,7 +31,7 @@ monitoring: $(VENV)/.dev
 dashboards: $(VENV)/.dev
 	$(BIN)/python -m helm.dashboards
 
-# Pictures of them in docs/images/, while a service is used and loses its stores: about six minutes.
+# Pictures of them in docs/images/, while a service is used and loses its stores: about ten minutes.
 dashboard-screens: monitoring
 	$(BIN)/python -m tests.observability.screens
 

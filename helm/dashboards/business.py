@@ -36,9 +36,7 @@ def business() -> models.Dashboard:
 def _totals():
     return (
         *(
-            figure(
-                title, f"{title} in the time that is shown.", or_zero(_count(event_type)), "short", decimals=0
-            )
+            figure(title, f"{title} in the time that is shown.", or_zero(_count(event_type)), "short")
             for event_type, title in (
                 ("impression", "Impressions"),
                 ("click", "Clicks"),
@@ -152,11 +150,11 @@ def _compared(label: str, title: str, series: str, width: int):
     return figures_by(
         label,
         title,
-        "Over the time that is shown.",
-        Column("Impressions", impressions(label, series), "short", decimals=0),
-        Column("Clicks per impression", click_rate(label, _RANGE, series), "percentunit", decimals=2),
-        Column("Conversions per click", conversion_rate(label, _RANGE, series), "percentunit", decimals=2),
-        Column("Dismissals per impression", dismissal_rate(label, _RANGE, series), "percentunit", decimals=2),
+        "Over the time that is shown: clicks per impression, conversions per click, dismissals per impression.",
+        Column("Impressions", impressions(label, series), "short"),
+        Column("Click rate", click_rate(label, _RANGE, series), "percentunit", decimals=2),
+        Column("Conversion rate", conversion_rate(label, _RANGE, series), "percentunit", decimals=2),
+        Column("Dismissals", dismissal_rate(label, _RANGE, series), "percentunit", decimals=2),
         width=width,
     )
 

@@ -138,8 +138,9 @@ def _states(frame: Frame, panel: Panel, source: Source) -> None:
         times = _days(course.times_s)
         width = (times[-1] - times[0]) / max(len(times) - 1, 1)
         for time, value in zip(times, course.values, strict=True):
-            colour = _named(states[f"{value:.0f}"]["color"])
-            axes.broken_barh([(time, width)], (row - 0.4, 0.8), color=colour, linewidth=0)
+            if math.isfinite(value):
+                colour = _named(states[f"{value:.0f}"]["color"])
+                axes.broken_barh([(time, width)], (row - 0.4, 0.8), color=colour, linewidth=0)
     axes.set_yticks(range(len(courses)), [course.name for course in courses])
     axes.set_ylim(-0.5, len(courses) - 0.5)
 
@@ -192,7 +193,7 @@ def _over_time(frame: Frame, source: Source, left_in: float, bottom_in: float) -
     for spine in axes.spines.values():
         spine.set_visible(False)
     axes.set_xlim(*_days((source.from_s, source.to_s)))
-    axes.xaxis.set_major_locator(AutoDateLocator(minticks=2, maxticks=max(3, int(frame.width_in))))
+    axes.xaxis.set_major_locator(AutoDateLocator(minticks=3, maxticks=max(5, int(frame.width_in))))
     is_short = source.to_s - source.from_s < SHORT_S
     axes.xaxis.set_major_formatter(DateFormatter("%H:%M:%S" if is_short else "%H:%M"))
     return axes

@@ -18,6 +18,7 @@ from helm.dashboards.promql import (
 )
 
 SLOTS = 9
+_SPOOL = ratio("propositions_spool_bytes" + web(), "propositions_spool_capacity_bytes" + web())
 _EVENTS = "propositions_events_total"
 _UNREADABLE = "propositions_spool_unreadable_bytes_total"
 
@@ -39,7 +40,6 @@ def events() -> models.Dashboard:
 
 
 def _now():
-    spool = ratio("propositions_spool_bytes" + web(), "propositions_spool_capacity_bytes" + web())
     return (
         figure(
             "Events not taken",
@@ -53,7 +53,7 @@ def _now():
         figure(
             "Spool in use",
             "Of the machine with the fullest. Above zero PostgreSQL (or Kafka) did not take events; at 100 % they are refused.",
-            f"max({spool})",
+            f"max({_SPOOL})",
             "percentunit",
             Limits(0.001, 0.5),
             decimals=1,
@@ -160,11 +160,10 @@ def _waiting():
             width=6,
         ),
         graph(
-            "Bytes in the spool",
-            "The dashed line is where events are refused (SPOOL_MAX_BYTES).",
-            Query("propositions_spool_bytes" + web(), "{{instance}}"),
-            Query("min(propositions_spool_capacity_bytes" + web() + ")", "room"),
-            unit="bytes",
+            "Spool: share in use",
+            "Of the bytes that may wait on each machine (SPOOL_MAX_BYTES). At 100 % events are refused.",
+            Query(_SPOOL, "{{instance}}"),
+            unit="percentunit",
             width=6,
         ),
         graph(

@@ -253,10 +253,10 @@ def _models():
             "model_version",
             "Models compared",
             "Over the time that the dashboard shows. `none`: slates by the rules or the static list, and events without a slate.",
-            Column("Impressions", impressions("model_version"), "short", decimals=0),
+            Column("Impressions", impressions("model_version"), "short"),
             Column("Click rate", click_rate("model_version", "$__range"), "percentunit", decimals=2),
             Column(
-                "Conversions per click",
+                "Conversion rate",
                 conversion_rate("model_version", "$__range"),
                 "percentunit",
                 decimals=2,

@@ -1,8 +1,9 @@
 """What a Prometheus answers to the queries of panels."""
 
 import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
@@ -35,10 +36,10 @@ class Source:
 
     def courses(self, targets: Sequence[Target]) -> Sequence[Series]:
         """Over the time that is shown."""
-        step_s = max((self.to_s - self.from_s) / POINTS, 1.0)
+        step_s = max(round((self.to_s - self.from_s) / POINTS), 1)
         window = {"start": self.from_s, "end": self.to_s, "step": step_s}
         return [
-            _series(one["metric"], one["values"], target)
+            _series(one["metric"], _with_gaps(one["values"], step_s), target)
             for target in targets
             for one in self._ask("query_range", target, window)
         ]
@@ -54,8 +55,17 @@ class Source:
             return json.loads(answer.read())["data"]["result"]
 
 
-def _series(labels: Mapping[str, str], points: Sequence[tuple[float, str]], target: Target) -> Series:
+def _with_gaps(points: Sequence[tuple[float, str]], step_s: float) -> Iterator[tuple[float, str]]:
+    """With a NaN where there is nothing for longer than a step, so that no line leads across."""
+    last_s = math.inf
+    for time_s, value in points:
+        if time_s - last_s > 1.5 * step_s:
+            yield last_s + step_s, "NaN"
+        yield time_s, value
+        last_s = time_s
+
+
+def _series(labels: Mapping[str, str], points: Iterable[tuple[float, str]], target: Target) -> Series:
     name = _LABEL.sub(lambda match: labels.get(match[1], ""), target.legend).strip()
-    return Series(
-        name or "value", labels, [time_s for time_s, _ in points], [float(value) for _, value in points]
-    )
+    times_s, values = zip(*((time_s, float(value)) for time_s, value in points), strict=True)
+    return Series(name or "value", labels, times_s, values)

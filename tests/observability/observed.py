@@ -27,11 +27,6 @@ class Observed:
     stack: Stack
     prometheus: Prometheus
     visitors: Visitors
-    skew_path: Path
-
-    def write_skew(self) -> None:
-        """What decisions that are stored by now were made with, compared with what training would have read."""
-        self.stack.run("skew", "--metrics-file", str(self.skew_path), "--max-mismatch", "1")
 
 
 @contextmanager
@@ -66,11 +61,10 @@ def observed_service(
         rules = sorted(RULES.glob("*.yml"))
         with prometheus(folder / "prometheus", scrape_configuration(targets, interval, rules)) as server:
             _serve_with_a_model(stack)
-            observed = Observed(stack, server, visitors, folder / "jobs/metrics")
             visitors.come()
             wait_until(lambda: server.query(STORED), 60, "no decisions were stored")
-            observed.write_skew()
-            yield observed
+            stack.run("skew", "--metrics-file", str(folder / "jobs/metrics"), "--max-mismatch", "1")
+            yield Observed(stack, server, visitors)
 
 
 def _serve_with_a_model(stack: Stack) -> None:

@@ -9,15 +9,23 @@ BIN := $(VENV)/bin
 RUFF_RULES := --select E,F,I,B,UP,SIM,C4,PT,RUF,S --ignore E501,B008,PT018,S608,S603,S606,S311,S310 --per-file-ignores 'tests/**:S'
 RUFF_STYLE := --line-length 110 --target-version py311
 
-.PHONY: demo test lint audit format bench gameday soak fuzz sbom profile clean
+.PHONY: demo test observability-test monitoring lint audit format bench gameday soak fuzz sbom profile clean
 
 demo: $(VENV)/.demo
 	$(BIN)/propositions demo $(if $(ONCE),--once,)
 
-test: $(VENV)/.dev
+test: monitoring
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/e2e
 	# Against the clock, on whole stacks: beside each other they would measure each other.
 	$(BIN)/python -m pytest tests/e2e
+
+# Dashboards, alerts and scraping, against a real Prometheus and Alertmanager; says what it skips without them.
+observability-test: monitoring
+	$(BIN)/python -m pytest -rs tests/observability
+
+# Prometheus and Alertmanager for tests: what is not on the PATH comes out of Debian's packages, without installing them.
+monitoring: $(VENV)/.dev
+	$(BIN)/python -m tests.observability.fetch
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(RUFF_STYLE) $(RUFF_RULES) .

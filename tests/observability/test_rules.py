@@ -1,0 +1,123 @@
+"""Every alert fires when it should, stays silent when it should, and tells whoever it wakes what to do."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.observability.alerting import ALERTMANAGER, RULE_FILES, RULE_TESTS, alerts, rules
+
+ROOT = Path(__file__).parents[2]
+DASHBOARDS = {f"propositions-{name}" for name in ("service", "ranking", "business", "events")}
+ALWAYS_FIRES = {"PropositionsDeadMansSwitch"}
+
+
+def test_prometheus_takes_every_file_of_rules(monitoring):
+    _succeeds(monitoring.find_program("promtool"), "check", "rules", *RULE_FILES)
+
+
+@pytest.mark.parametrize("path", RULE_TESTS, ids=lambda path: path.stem)
+def test_alerts_fire_when_they_should(monitoring, path):
+    _succeeds(monitoring.find_program("promtool"), "test", "rules", path)
+
+
+def test_each_alert_is_tested_firing_and_not_firing():
+    firing, silent = set(), set()
+    for path in RULE_TESTS:
+        for group in yaml.safe_load(path.read_text())["tests"]:
+            for one in group["alert_rule_test"]:
+                (firing if one.get("exp_alerts") else silent).add(one["alertname"])
+
+    assert firing == set(alerts())
+    assert silent == set(alerts()) - ALWAYS_FIRES
+
+
+@pytest.mark.parametrize("name", sorted(alerts()))
+def test_an_alert_says_how_bad_it_is_and_where_to_look(name):
+    alert = alerts()[name]
+
+    assert alert.labels["severity"] in {"page", "ticket", "info"}
+    assert set(alert.annotations) == {"summary", "description", "runbook_url", "dashboard_url"}
+    assert re.search(r"\{\{.*(\$value|\| value).*\}\}", alert.annotations["description"])
+    assert alert.annotations["runbook_url"] == "{{ $externalLabels.runbooks }}#" + name.lower()
+    dashboard = alert.annotations["dashboard_url"].removeprefix("{{ $externalLabels.grafana }}/d/")
+    assert dashboard in DASHBOARDS
+
+
+def test_rules_use_documented_metrics_only():
+    documented = set(re.findall(r"^\| `([a-z_]+)` \|", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE))
+    used = set()
+    for rule in rules():
+        used |= set(re.findall(r"(?<![:\w])(?:propositions|flask)_\w+(?![:\w])", rule["expr"]))
+
+    assert used
+    assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in used} <= documented
+
+
+def test_recorded_series_that_rules_use_are_recorded():
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    used = set()
+    for rule in rules():
+        text = rule["expr"] + str(rule.get("annotations", ""))
+        used |= set(re.findall(r"propositions:\w+:\w+", text))
+
+    assert used == recorded
+
+
+@pytest.mark.parametrize(
+    ("labels", "receivers"),
+    [
+        ("alertname=PropositionsProjectorGone severity=page", "pager,chat"),
+        ("alertname=PropositionsBreakerOpen severity=ticket instance=a", "chat"),
+        ("alertname=PropositionsDeadMansSwitch severity=info", "heartbeat"),
+        ("alertname=PropositionsOther severity=info", "nobody"),
+        ("alertname=SomebodyElses", "chat"),
+    ],
+)
+def test_alerts_go_where_they_should(monitoring, labels, receivers):
+    options = (f"--config.file={ALERTMANAGER}", f"--verify.receivers={receivers}")
+
+    _succeeds(monitoring.find_program("amtool"), "config", "routes", "test", *options, *labels.split())
+
+
+def test_alertmanager_takes_the_shipped_configuration(monitoring):
+    _succeeds(monitoring.find_program("amtool"), "check-config", ALERTMANAGER)
+
+
+def test_no_secret_stands_in_the_configuration():
+    settings = dict(_settings(yaml.safe_load(ALERTMANAGER.read_text())["receivers"]))
+
+    secret = {name for name in settings if re.search("key|token|password|credentials|api_url", name)}
+    assert secret
+    assert all(name.endswith("_file") for name in secret)
+
+
+def _settings(part: object) -> Iterator[tuple[str, object]]:
+    if isinstance(part, dict):
+        yield from part.items()
+        for value in part.values():
+            yield from _settings(value)
+    elif isinstance(part, list):
+        for value in part:
+            yield from _settings(value)
+
+
+def test_inhibitions_name_alerts_that_exist():
+    for rule in yaml.safe_load(ALERTMANAGER.read_text())["inhibit_rules"]:
+        for matcher in (*rule["source_matchers"], *rule["target_matchers"]):
+            label, operator, text = re.fullmatch(r'(\w+) (=~|!=|=) "?([^"]+)"?', matcher).groups()
+            if label != "alertname":
+                continue
+            alternatives = re.fullmatch(r"(\w+)(?:\((.+)\))?", text)
+            for end in (alternatives[2] or "").split("|"):
+                pattern = alternatives[1] + end
+                assert any(re.fullmatch(pattern, name) for name in alerts()), (operator, pattern)
+
+
+def _succeeds(*command: object) -> None:
+    # Alertmanager's tools look for their templates from where they are started.
+    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

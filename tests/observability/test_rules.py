@@ -1,27 +1,24 @@
 """Every alert fires when it should, stays silent when it should, and tells whoever it wakes what to do."""
 
 import re
-import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.observability.alerting import ALERTMANAGER, RULE_FILES, RULE_TESTS, alerts, rules
+from tests.observability.alerting import ALERTMANAGER, ROOT, RULE_FILES, RULE_TESTS, alerts, rules, succeeds
 
-ROOT = Path(__file__).parents[2]
 DASHBOARDS = {f"propositions-{name}" for name in ("service", "ranking", "business", "events")}
 ALWAYS_FIRES = {"PropositionsDeadMansSwitch"}
 
 
 def test_prometheus_takes_every_file_of_rules(monitoring):
-    _succeeds(monitoring.find_program("promtool"), "check", "rules", *RULE_FILES)
+    succeeds(monitoring.find_program("promtool"), "check", "rules", *RULE_FILES)
 
 
 @pytest.mark.parametrize("path", RULE_TESTS, ids=lambda path: path.stem)
 def test_alerts_fire_when_they_should(monitoring, path):
-    _succeeds(monitoring.find_program("promtool"), "test", "rules", path)
+    succeeds(monitoring.find_program("promtool"), "test", "rules", path)
 
 
 def test_each_alert_is_tested_firing_and_not_firing():
@@ -80,11 +77,11 @@ def test_recorded_series_that_rules_use_are_recorded():
 def test_alerts_go_where_they_should(monitoring, labels, receivers):
     options = (f"--config.file={ALERTMANAGER}", f"--verify.receivers={receivers}")
 
-    _succeeds(monitoring.find_program("amtool"), "config", "routes", "test", *options, *labels.split())
+    succeeds(monitoring.find_program("amtool"), "config", "routes", "test", *options, *labels.split())
 
 
 def test_alertmanager_takes_the_shipped_configuration(monitoring):
-    _succeeds(monitoring.find_program("amtool"), "check-config", ALERTMANAGER)
+    succeeds(monitoring.find_program("amtool"), "check-config", ALERTMANAGER)
 
 
 def test_no_secret_stands_in_the_configuration():
@@ -115,9 +112,3 @@ def test_inhibitions_name_alerts_that_exist():
             for end in (alternatives[2] or "").split("|"):
                 pattern = alternatives[1] + end
                 assert any(re.fullmatch(pattern, name) for name in alerts()), (operator, pattern)
-
-
-def _succeeds(*command: object) -> None:
-    # Alertmanager's tools look for their templates from where they are started.
-    done = subprocess.run([str(part) for part in command], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import subprocess
 
 import pytest
 import typer
@@ -10,7 +9,7 @@ import yaml
 
 from app import cli
 from app.settings import Settings
-from tests.observability.alerting import RUNBOOKS, alerts, runbooks
+from tests.observability.alerting import RUNBOOKS, alerts, runbooks, succeeds
 
 
 def test_each_alert_has_a_section_and_each_section_an_alert():
@@ -46,10 +45,7 @@ def test_queries_are_ones_that_prometheus_understands(monitoring, tmp_path):
     rules = [{"record": f"query:{number}", "expr": query} for number, query in enumerate(queries)]
     path.write_text(yaml.safe_dump({"groups": [{"name": "runbooks", "rules": rules}]}))
 
-    promtool = monitoring.find_program("promtool")
-    done = subprocess.run([promtool, "check", "rules", path], capture_output=True, text=True)
-
-    assert done.returncode == 0, done.stdout + done.stderr
+    succeeds(monitoring.find_program("promtool"), "check", "rules", path)
 
 
 def test_commands_and_settings_exist():

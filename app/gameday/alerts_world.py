@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from app.gameday.serving_data import PROPOSITIONS, USERS
 from app.gameday.serving_world import World, serving_world
 
 ALERTMANAGER = FILES / "alertmanager/alertmanager.yml"
-SCRAPE_INTERVAL_S = 15.0
+SCRAPE_INTERVAL_S, RESEND_S = 15.0, 60.0
 # Small, to be full within minutes.
 SPOOL_BYTES = 2_000_000
 # Web workers and a projector.
@@ -108,9 +107,11 @@ def alerts_world(
             serving.stack.port, made_up_events(seed, "alerts", USERS, PROPOSITIONS), events_per_s
         )
         with (
-            alertmanager(folder / "alertmanager", _alertmanager_configuration(pace)) as told,
+            alertmanager(folder / "alertmanager", _alertmanager_configuration()) as told,
             prometheus(
-                folder / "prometheus", _prometheus_configuration(folder, targets, told, pace)
+                folder / "prometheus",
+                _prometheus_configuration(folder, targets, told, pace),
+                f"--rules.alert.resend-delay={_paced(RESEND_S, pace)}",
             ) as watcher,
         ):
             senders.start()
@@ -129,13 +130,17 @@ def _prometheus_configuration(
         content = yaml.safe_load(path.read_text())
         scaled = content if pace == 1.0 else scale_rules(content, pace)
         (rules / path.name).write_text(json.dumps(scaled))  # which is YAML, too
-    interval = f"{timedelta(seconds=SCRAPE_INTERVAL_S * pace) // timedelta(milliseconds=1)}ms"
-    return scrape_configuration(targets, interval, sorted(rules.iterdir()), [told.address])
+    return scrape_configuration(
+        targets, _paced(SCRAPE_INTERVAL_S, pace), sorted(rules.iterdir()), [told.address]
+    )
 
 
-def _alertmanager_configuration(pace: float) -> Mapping[str, Any]:
-    """As shipped; nothing is sent anywhere, and what belongs together is not waited for longer than the pace has it."""
+def _alertmanager_configuration() -> Mapping[str, Any]:
+    """As shipped, but nothing is sent anywhere."""
     configuration = yaml.safe_load(ALERTMANAGER.read_text())
     configuration["receivers"] = [{"name": one["name"]} for one in configuration["receivers"]]
-    configuration["route"]["group_wait"] = f"{round(15_000 * pace)}ms"
     return configuration
+
+
+def _paced(seconds: float, pace: float) -> str:
+    return f"{round(1e3 * seconds * pace)}ms"

@@ -15,7 +15,7 @@ from app.gameday.judging import Moments
 from app.gameday.stack import GamedayFailed, wait_until
 
 ALWAYS_FIRES, HEARTBEAT = "PropositionsDeadMansSwitch", "heartbeat"
-LOAD_SHARE = 0.4
+LOAD_SHARE = 0.25
 # From when an alert fires until Alertmanager has heard of it.
 TELLING_S = 10.0
 POLL_S = 0.2

@@ -209,6 +209,7 @@ def test_files_that_the_documents_point_to_exist():
         "docs/gameday.md",
         "docs/metrics.md",
         "docs/resilience.md",
+        "docs/runbooks.md",
     ):
         text = (ROOT / document).read_text()
         for target in re.findall(r"\]\(([^)#]+)\)", text):

@@ -57,8 +57,9 @@ class AlertsWorld:
 
     def is_well(self) -> bool:
         """Whether the service said at its last probe that all of its dependencies are up."""
-        probes = [probe for probe in self.serving.watch.probes if probe.route == "/health"]
-        return bool(probes) and probes[-1].status == 200 and not probes[-1].down
+        probes = reversed(self.serving.watch.probes)
+        last = next((probe for probe in probes if probe.route == "/health"), None)
+        return last is not None and last.status == 200 and not last.down
 
     def firing_times(self, since_s: float) -> Mapping[str, list[tuple[float, float]]]:
         """When each alert fired since then, as (begin, end) in seconds of the epoch, as exactly as rules are evaluated."""
@@ -118,7 +119,7 @@ def alerts_world(
             try:
                 yield AlertsWorld(serving, broker, watcher, told, pace)
             finally:
-                senders.stop()
+                senders.abandon()
 
 
 def _prometheus_configuration(

@@ -162,6 +162,7 @@ def test_files_that_the_documents_point_to_exist():
         "docs/architecture.md",
         "docs/events.md",
         "docs/gameday.md",
+        "docs/observability.md",
         "docs/resilience.md",
     ):
         text = (ROOT / document).read_text()

@@ -5,8 +5,8 @@ import subprocess
 import pytest
 
 from app.domain.errors import ConfigurationError, StoreUnavailable
+from app.gameday.scraping import PROMETHEUS, scrape_configuration
 from app.gameday.stack import wait_until
-from tests.observability.scraping import PROMETHEUS, scrape_configuration
 
 ALERTMANAGER = {"route": {"receiver": "nobody"}, "receivers": [{"name": "nobody"}]}
 

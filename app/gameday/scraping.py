@@ -1,4 +1,4 @@
-"""The scrape configuration as it is shipped, with targets and intervals of a test."""
+"""The scrape configuration as it is shipped, with targets and intervals of a test or a game day."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,0 +1,62 @@
+"""Every query of every panel, asked of a real Prometheus that scrapes a real service under load."""
+
+import math
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from app.gameday.stack import GamedayFailed, wait_until
+from helm.dashboards.reading import contents, filled_in, panels
+from tests.observability.observed import Observed, observed_service
+
+# A busy machine should not keep slates from the model.
+ENVIRONMENT = {"SUGGEST_DEADLINE_MS": "5000"}
+TIMEOUT_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def observed(monitoring, tmp_path_factory):
+    with observed_service(tmp_path_factory.mktemp("observed"), ENVIRONMENT) as observed:
+        yield observed
+
+
+def test_every_query_of_every_panel_returns_data(observed):
+    began_s = time.time()
+    unanswered = {
+        f"{content['title']} / {panel.title} / {number}": target
+        for content in contents().values()
+        for panel in panels(content)
+        for number, target in enumerate(panel.targets)
+    }
+    assert len(unanswered) > 100
+
+    def are_all_answered() -> bool:
+        observed.visitors.come()
+        for name, target in list(unanswered.items()):
+            if has_data(observed, target, began_s):
+                del unanswered[name]
+        return not unanswered
+
+    try:
+        wait_until(are_all_answered, TIMEOUT_S, "")
+    except GamedayFailed:
+        pytest.fail("\n".join(f"{name}: {target.expression}" for name, target in unanswered.items()))
+
+
+def test_every_mark_on_the_dashboards_is_a_query_that_prometheus_takes(observed):
+    for content in contents().values():
+        for mark in content["annotations"]["list"]:
+            observed.prometheus.query(filled_in(mark["expr"]))
+
+
+def has_data(observed: Observed, target, began_s: float) -> bool:
+    if target.is_instant:
+        series = observed.prometheus.query(target.expression)
+        return any(is_number([one["value"]]) for one in series)
+    series = observed.prometheus.query_range(target.expression, began_s, time.time(), 1.0)
+    return any(is_number(one["values"]) for one in series)
+
+
+def is_number(points: Sequence[tuple[float, str]]) -> bool:
+    return any(math.isfinite(float(value)) for _, value in points)

@@ -7,8 +7,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from app.adapters.shared_counts import SharedCounts
+from app.api.admission import InProgress
+from app.api.exemplars import Exemplars
 from app.api.factory import ApiServices, create_app
 from app.api.health import DependencyStatus
+from app.api.http_metrics import LATENCY_BUCKETS_S
+from app.api.worker_metrics import metrics_folder
 from app.domain.access import KeyRing, Scope, make_key, revoke, rotate
 from app.domain.ports import Receipt, Upserted
 from app.domain.types import DegradationLevel, Slate, StoredIn, Strategy
@@ -99,6 +103,7 @@ def app(holders, clock):
             suggest=suggest,
             record_events=record,
             count_events=lambda *_: None,
+            count_recorded=lambda *_: None,
             propositions=Store(),
             users=Store(),
             forget_user=lambda user_id: Forgotten({}, True),
@@ -112,6 +117,10 @@ def app(holders, clock):
             is_overrun=lambda: False,
             count_shed=lambda name: None,
             is_leaving=lambda: False,
+            in_progress=InProgress(),
+            exemplars=Exemplars(metrics_folder(), LATENCY_BUCKETS_S),
+            flush_metrics=lambda: None,
+            run_aside=lambda work: work(),
         )
         settings = Settings(_env_file=None, **changes)
         return create_app(settings, services, CollectorRegistry())

@@ -176,7 +176,7 @@ def train_model(
     on_step(f"testing on {data.test.slate_count:,} later slates")
     report = assess(fitted, data.test, settings.rules_weights, choices.seed, current)
     version = f"{now:%Y%m%dT%H%M%S}"
-    files = {RANKER: bytes(fitted.booster.save_raw("ubj")), BASELINE: pickle.dumps(fitted.logistic)}
+    files = {RANKER: bytes(fitted.booster.save_raw("json")), BASELINE: pickle.dumps(fitted.logistic)}
     manifest = store.write(version, files, _manifest(version, now, fitted, data, report, choices))
     model = store.load(version, schema)  # proves that it can be
     verdict = judge(

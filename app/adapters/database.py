@@ -3,6 +3,7 @@
 import select
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import orjson
 import psycopg2
@@ -121,6 +122,14 @@ class Database:
                 _raise_if_outage(error, self._retries_refusals)
                 raise
 
+    @property
+    def connections_in_use(self) -> int:
+        return self._engine.pool.checkedout()
+
+    @property
+    def most_connections(self) -> int:
+        return self._engine.pool.size()
+
     def close(self) -> None:
         self._engine.dispose()
 
@@ -176,6 +185,19 @@ def _first_line(error: Exception) -> str:
     return str(getattr(error, "orig", None) or error).strip().split("\n", 1)[0]
 
 
+_patience_s: ContextVar[float | None] = ContextVar("patience_s", default=None)
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """What is asked in the block has to be replied to so soon, where replies are waited for cooperatively."""
+    token = _patience_s.set(seconds)
+    try:
+        yield
+    finally:
+        _patience_s.reset(token)
+
+
 def wait_cooperatively(timeout_s: float) -> None:
     """Makes psycopg2 wait through `poll`, which gevent's patch turns into a switch to other requests.
 
@@ -184,6 +206,7 @@ def wait_cooperatively(timeout_s: float) -> None:
     """
 
     def wait(connection) -> None:
+        patience_s = _patience_s.get() or timeout_s
         while True:
             state = connection.poll()
             if state == psycopg2.extensions.POLL_OK:
@@ -194,8 +217,8 @@ def wait_cooperatively(timeout_s: float) -> None:
                 connection.fileno(),
                 select.POLLIN if state == psycopg2.extensions.POLL_READ else select.POLLOUT,
             )
-            if not waiter.poll(timeout_s * 1_000):
+            if not waiter.poll(patience_s * 1_000):
                 # psycopg2 closes the connection itself; to close it here would wait for a lock that it holds.
-                raise psycopg2.OperationalError(f"no reply within {timeout_s:g} s")
+                raise psycopg2.OperationalError(f"no reply within {patience_s:g} s")
 
     psycopg2.extensions.set_wait_callback(wait)

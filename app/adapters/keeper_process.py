@@ -5,12 +5,15 @@ import logging
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from app.adapters.child_process import end_with_parent
 
 log = logging.getLogger(__name__)
 
+# Requests come first; half as much of the processor as a worker is enough to stay current.
+NICENESS = 5
 COMMAND = (sys.executable, "-m", "app", "snapshot", "--follow")
 
 
@@ -36,7 +39,9 @@ class KeeperProcess:
         lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._process = subprocess.Popen(COMMAND, pass_fds=(lock,), preexec_fn=end_with_parent)
+            self._process = subprocess.Popen(
+                COMMAND, pass_fds=(lock,), preexec_fn=partial(end_with_parent, NICENESS)
+            )
         except BlockingIOError:
             pass  # another worker has it
         finally:

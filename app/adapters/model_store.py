@@ -6,16 +6,18 @@ import os
 import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from app.adapters.xgboost_model import read_model
 from app.domain.errors import ModelRefused
 from app.features.assembly import MatrixSpec
 from app.features.ports import Model
 from app.features.schema import FeatureSchema
 
 MANIFEST = "manifest.json"
-RANKER = "ranker.ubj"
+RANKER = "ranker.json"
 BASELINE = "baseline.pkl"
 _POINTER = "active.json"
 
@@ -62,6 +64,17 @@ class ModelStore:
                 f"model {version} has no readable manifest in {self.folder(version)}"
             ) from error
 
+    def trained_at(self, version: str) -> datetime | None:
+        """None if its manifest does not tell.
+
+        Raises:
+            ModelRefused: it has no readable manifest.
+        """
+        try:
+            return datetime.fromisoformat(self.manifest(version)["created_at"])
+        except (KeyError, TypeError, ValueError):
+            return None
+
     def write(self, version: str, files: Mapping[str, bytes], manifest: Mapping[str, Any]) -> dict[str, Any]:
         """Stores a version, and returns its manifest with the hashes of the files.
 
@@ -88,8 +101,6 @@ class ModelStore:
         Raises:
             ModelRefused: see `check`; or XGBoost cannot read it.
         """
-        from app.adapters.xgboost_model import read_model  # takes a second; not needed to check or promote
-
         spec, content = self.check(version, schema)
         return read_model(version, spec, content)
 

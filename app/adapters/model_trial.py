@@ -1,9 +1,9 @@
 """Trying a large model in a process of its own, which has no claim to the processor that requests need."""
 
 import logging
-import os
 import subprocess
 import sys
+from functools import partial
 
 from app.adapters.child_process import end_with_parent
 from app.adapters.model_store import ModelStore
@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "app", "try-model")
 # Smaller ones are read within some 50 ms, and tried where they are to serve.
-LARGE_BYTES = 4_194_304
+LARGE_BYTES = 6 * 2**20
 TIMEOUT_S = 120.0
 _LOWEST_PRIORITY = 19
 
@@ -29,7 +29,11 @@ def require_fast_if_large(store: ModelStore, version: str) -> None:
         return
     try:
         done = subprocess.run(
-            [*COMMAND, version], capture_output=True, text=True, timeout=TIMEOUT_S, preexec_fn=_step_back
+            [*COMMAND, version],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            preexec_fn=partial(end_with_parent, _LOWEST_PRIORITY),
         )
     except (subprocess.TimeoutExpired, OSError) as error:
         raise StoreUnavailable(f"the trial of model {version} did not come to an end: {error}") from error
@@ -37,8 +41,3 @@ def require_fast_if_large(store: ModelStore, version: str) -> None:
         reason = (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
         raise ModelRefused(reason.removeprefix("error: "))
     log.info("model %s is large, and fast enough", version)
-
-
-def _step_back() -> None:
-    os.nice(_LOWEST_PRIORITY)
-    end_with_parent()

@@ -153,8 +153,17 @@ class _View:
 
     def decode(self, replies: Sequence[_Reply], half_life_count: int, now_ns: int) -> OnlineRows:
         """Raises ValueError, TypeError or IndexError for what is no row of this view."""
+        written = [reply[self._start] for reply in replies]
+        written_ns = [None if serialized is None else decode_timestamp(serialized) for serialized in written]
         oldest_ns = now_ns - self._ttl_ns
-        states = [_state(reply[self._start], oldest_ns) for reply in replies]
+        states = [
+            FeatureState.MISSING
+            if at_ns is None
+            else FeatureState.FRESH
+            if at_ns >= oldest_ns
+            else FeatureState.STALE
+            for at_ns in written_ns
+        ]
         fresh = [row for row, state in enumerate(states) if state is FeatureState.FRESH]
         counts = as_of_s = None
         if self._as_of is not None:
@@ -163,7 +172,9 @@ class _View:
             name: column(dtype, self._values(replies, fresh, position, types))
             for name, dtype, position, types in self._others
         }
-        return OnlineRows(Rows(counts, as_of_s, values), states)
+        newest_ns = max((at_ns for at_ns in written_ns if at_ns is not None), default=None)
+        age_s = None if newest_ns is None else (now_ns - newest_ns) / 1e9
+        return OnlineRows(Rows(counts, as_of_s, values), states, age_s)
 
     def _counts(
         self, replies: Sequence[_Reply], fresh: Sequence[int], half_life_count: int
@@ -193,12 +204,6 @@ class _View:
         for row in fresh:
             values[row] = _checked(decode_value(replies[row][position]), types)
         return values
-
-
-def _state(timestamp: bytes | None, oldest_ns: int) -> FeatureState:
-    if timestamp is None:
-        return FeatureState.MISSING
-    return FeatureState.FRESH if decode_timestamp(timestamp) >= oldest_ns else FeatureState.STALE
 
 
 def _types_of(dtype: str) -> tuple[type, ...]:

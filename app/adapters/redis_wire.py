@@ -5,9 +5,8 @@ the bytes on them are handled here, which takes redis-py's private socket: the o
 """
 
 import ssl
-import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from functools import partial
 from typing import Any, Protocol
 
@@ -65,7 +64,9 @@ class RedisWire:
     def __init__(self, pool: redis.ConnectionPool) -> None:
         self._connection = partial(pool.connection_class, **pool.connection_kwargs)
         self._timeout_s: float = pool.connection_kwargs["socket_timeout"]
-        self._free = threading.BoundedSemaphore(pool.max_connections)
+        # One per connection that may be in use: to take one and to give it back is atomic, as of a semaphore.
+        self._permits = deque((None,) * pool.max_connections)
+        self.most_connections: int = pool.max_connections
         self._idle: list[_Link] = []
 
     def ask(self, packed: bytes, reply_count: int, timeout_s: float | None = None) -> list[Any]:
@@ -85,14 +86,20 @@ class RedisWire:
         """As `ask`, with a `hiredis.ReplyError` in the place of each command that Redis refused."""
         if timeout_s is None or timeout_s > self._timeout_s:
             timeout_s = self._timeout_s
-        if not self._free.acquire(blocking=False):
-            raise NoConnectionFree("all connections to Redis are in use: raise REDIS_POOL_SIZE")
+        try:
+            self._permits.pop()
+        except IndexError:
+            raise NoConnectionFree("all connections to Redis are in use: raise REDIS_POOL_SIZE") from None
         try:
             return self._exchange(packed, reply_count, time.monotonic() + timeout_s)
         except (*REDIS_ERRORS, hiredis.HiredisError, OSError) as error:
             raise StoreUnavailable(f"Redis did not answer: {error}") from error
         finally:
-            self._free.release()
+            self._permits.append(None)
+
+    @property
+    def connections_in_use(self) -> int:
+        return self.most_connections - len(self._permits)
 
     def _exchange(self, packed: bytes, reply_count: int, deadline: float) -> list[Any]:
         link = self._quiet_link()
@@ -231,6 +238,15 @@ class ClusterWire:
         except (*REDIS_ERRORS, OSError) as error:
             raise StoreUnavailable(f"Redis did not answer: {error}") from error
         return _without_errors(replies)
+
+    @property
+    def connections_in_use(self) -> int:
+        return sum(wire.connections_in_use for wire in list(self._wires.values()))
+
+    @property
+    def most_connections(self) -> int:
+        """Over the nodes that were asked yet."""
+        return sum(wire.most_connections for wire in list(self._wires.values()))
 
     def _by_node(self, commands: list[tuple[bytes, ...]]) -> dict[RedisWire, list[int]]:
         positions = defaultdict(list)

@@ -5,6 +5,7 @@ import logging
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from itertools import islice
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, text
 
-from app.adapters.database import Database
+from app.adapters.database import Database, patience
 from app.adapters.feature_tables import latest_counters
 from app.domain.types import Proposition
 from app.features.candidate_lists import CandidateLists, GroupedList
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 
 _TRAITS = "traits"
 
+# Whether there is anything new is told at once by a PostgreSQL that is well; what is new may take long to read.
+_TELLING_S = 2.0
 # Rows read at a time: enough to share the cost of growing the columns, few enough for a flat memory.
 _BATCH_ROWS = 50_000
 
@@ -84,8 +87,10 @@ class SnapshotSource:
         Raises:
             StoreUnavailable: PostgreSQL does not answer; the given snapshot stays good.
         """
-        with self._database.snapshot() as connection:
-            version = SnapshotVersion(*connection.execute(_VERSION).one())
+        with ExitStack() as stack:
+            with patience(_TELLING_S):
+                connection = stack.enter_context(self._database.snapshot())
+                version = SnapshotVersion(*connection.execute(_VERSION).one())
             if version == snapshot.version:
                 return snapshot
             if version.generation != snapshot.version.generation:
@@ -141,10 +146,14 @@ def _attributes(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class KeeperReport:
-    """When the keeper of the snapshot last looked for news, in seconds since the epoch, and how it went."""
+    """When the keeper of the snapshot last looked for news, in seconds since the epoch, and how it went.
+
+    `current_at_s`: when it last found the snapshot current or renewed it; None if it never did.
+    """
 
     at_s: float
     problem: str | None
+    current_at_s: float | None
 
 
 class SnapshotFolder:

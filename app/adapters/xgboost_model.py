@@ -1,59 +1,85 @@
-"""Models of XGBoost, as this service scores with them."""
+"""Models of XGBoost, as this service scores with them.
+
+XGBoost itself, whose import takes two seconds and 100 MB for pandas and more, is needed only for what `Forest` cannot score.
+"""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
-import xgboost
 
 from app.domain.errors import ModelRefused, UnsupportedForest
 from app.features.assembly import MatrixSpec
 from app.features.forest import Forest
+
+if TYPE_CHECKING:
+    import xgboost
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class XGBoostModel:
-    """Implements `Model`: a gradient-boosted ranker, single-threaded, for one process."""
+    """Implements `Model`: a gradient-boosted ranker, single-threaded, for one process. `content` is its file."""
 
     version: str
     spec: MatrixSpec
-    booster: xgboost.Booster
     forest: Forest | None
+    content: bytes = field(repr=False)
+
+    @cached_property
+    def booster(self) -> "xgboost.Booster":
+        """The trees as XGBoost holds them.
+
+        Raises:
+            ModelRefused: XGBoost cannot read them.
+        """
+        import xgboost
+
+        try:
+            booster = xgboost.Booster({"nthread": 1})
+            booster.load_model(bytearray(self.content))
+        except xgboost.core.XGBoostError as error:
+            raise ModelRefused(f"model {self.version} cannot be read by XGBoost") from error
+        booster.feature_names = None  # checked when it was read; not again on every prediction
+        return booster
 
     def score(self, matrix: np.ndarray) -> np.ndarray:
+        booster = self.booster
+        import xgboost
+
         try:
-            return self.booster.inplace_predict(matrix)
+            return booster.inplace_predict(matrix)
         except (xgboost.core.XGBoostError, ValueError) as error:
             raise ModelRefused(f"model {self.version} cannot score: {error}") from error
 
 
 def read_model(version: str, spec: MatrixSpec, content: bytes) -> XGBoostModel:
-    """The model in `content`, whose columns must be those of `spec`.
+    """The model in `content`, the JSON of XGBoost, whose columns must be those of `spec`.
 
     Raises:
-        ModelRefused: XGBoost cannot read it, or it names other columns.
+        ModelRefused: it cannot be read, or it names other columns.
     """
     try:
-        booster = xgboost.Booster({"nthread": 1})
-        booster.load_model(bytearray(content))
-    except xgboost.core.XGBoostError as error:
-        raise ModelRefused(f"model {version} cannot be read by XGBoost") from error
-    if tuple(booster.feature_names or ()) != spec.columns:
+        parsed = orjson.loads(content)
+        names = tuple(parsed["learner"]["feature_names"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise ModelRefused(f"model {version} is not the JSON of an XGBoost model") from error
+    if names != spec.columns:
         raise ModelRefused(f"model {version} names other columns than its manifest")
-    booster.feature_names = None  # checked once; not again on every prediction
-    return XGBoostModel(version, spec, booster, _forest(version, booster))
+    model = XGBoostModel(version, spec, _forest(version, parsed), content)
+    if model.forest is None:
+        _ = model.booster  # read now, when it can still be refused
+    return model
 
 
-def _forest(version: str, booster: xgboost.Booster) -> Forest | None:
-    """The booster's trees for evaluation part by part; None where that is not possible."""
-    kind = orjson.loads(booster.save_config())["learner"]["gradient_booster"]["name"]
+def _forest(version: str, parsed: dict[str, Any]) -> Forest | None:
+    """The trees for evaluation part by part; None where that is not possible."""
     try:
-        if kind != "gbtree":  # found out before all its trees are parsed, which holds up requests
-            raise UnsupportedForest(f"it is a {kind}")
-        return Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+        return Forest.from_xgboost(parsed)
     except UnsupportedForest as error:
         log.warning("model %s is scored by XGBoost itself: %s", version, error)
         return None

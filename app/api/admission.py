@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -12,7 +13,16 @@ Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 SUGGEST = "suggest"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 RETRY_AFTER_S = 1
+# Requests under way per worker, by the first part of their path: what one kind needs does not take all from the others.
+MOST_AT_ONCE = {"log_event": 256, "propositions": 32, "users": 16}
 REFUSAL_STATUS = "503 Service Unavailable"
+
+
+@dataclass(slots=True)
+class InProgress:
+    """Requests under way in this worker."""
+
+    count: int = 0
 
 
 class Admission:
@@ -23,6 +33,7 @@ class Admission:
         is_overrun: whether slates would wait too long for their turn.
         most_at_once: requests under way at a time, by the first part of their path.
         on_shed: is told the first part of the path of what was refused.
+        in_progress: is kept up to date.
     """
 
     def __init__(
@@ -31,14 +42,23 @@ class Admission:
         is_overrun: Callable[[], bool],
         most_at_once: Mapping[str, int],
         on_shed: Callable[[str], None],
+        in_progress: InProgress,
     ) -> None:
         self._wsgi = wsgi
         self._is_overrun = is_overrun
         self._most_at_once = most_at_once
         self._on_shed = on_shed
+        self._in_progress = in_progress
         self._under_way: Counter[str] = Counter()
 
     def __call__(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        self._in_progress.count += 1
+        try:
+            return self._answer(environ, start_response)
+        finally:
+            self._in_progress.count -= 1
+
+    def _answer(self, environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] not in METHODS:
             # Metrics have a label for it, and so every word that anybody makes up would cost memory for good.
             start_response("405 Method Not Allowed", [("Allow", ", ".join(METHODS)), ("Content-Length", "0")])

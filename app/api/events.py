@@ -14,7 +14,7 @@ from werkzeug.exceptions import BadRequest
 from app.api.problems import FieldProblem, InvalidField, json_bytes, unprocessable
 from app.api.schemas import EventOutcome, LogEventIn, LogEventOut
 from app.domain.ports import Receipt
-from app.domain.types import Event, StoredIn
+from app.domain.types import Event, EventType, StoredIn
 from app.events.reading import BATCH_FIELD, EventReader, NoEvents, NotJson, Refused, Submission
 
 NOT_KEPT = "is from a time whose events are not kept, of everybody or of this user"
@@ -24,8 +24,10 @@ def event_routes(
     reader: EventReader,
     record: Callable[[Sequence[Event]], Receipt],
     count: Callable[[EventOutcome, StoredIn | None, int], None],
+    count_recorded: Callable[[EventType, int], None],
 ) -> APIBlueprint:
-    """`record` makes events durable: all of them, or none. `count` is told what became of how many."""
+    """`record` makes events durable: all of them, or none. `count` is told what became of how many, `count_recorded` of
+    which type those are that are new."""
     routes = APIBlueprint("events", __name__, abp_tags=[Tag(name="events")])
 
     @routes.post(
@@ -43,6 +45,13 @@ def event_routes(
         by_outcome = Counter((told["outcome"], told["stored_in"]) for told in outcomes)
         for (outcome, stored_in), number in by_outcome.items():
             count(outcome, stored_in, number)
+        recorded = Counter(
+            item.event_type
+            for item, told in zip(submission.items, outcomes, strict=True)
+            if told["outcome"] == EventOutcome.RECORDED
+        )
+        for event_type, number in recorded.items():
+            count_recorded(event_type, number)
         if not receipt.recorded_ids and not receipt.duplicate_ids:
             return unprocessable([FieldProblem(**error) for told in outcomes for error in told["errors"]])
         answer = {

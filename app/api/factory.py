@@ -9,16 +9,17 @@ from flask import Flask, redirect
 from flask.json.provider import JSONProvider
 from flask_openapi import Info, OpenAPI
 from prometheus_client import CollectorRegistry
-from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.routing import BaseConverter
 
 from app.api.access import FindKey, authorize_callers, describe_access, identify_callers, is_operator
-from app.api.admission import Admission
+from app.api.admission import MOST_AT_ONCE, Admission, InProgress
 from app.api.catalog import catalog_routes, user_routes
 from app.api.cors import allow_origins
 from app.api.events import event_routes
+from app.api.exemplars import Exemplars
 from app.api.health import DependencyStatus, health_routes
+from app.api.http_metrics import HttpMetrics
 from app.api.logs import log_requests
 from app.api.problems import Problem, describe_problems, invalid_body, register_error_handlers
 from app.api.rate_limits import Counts, limit_rates
@@ -26,15 +27,12 @@ from app.api.schemas import EventOutcome
 from app.api.security_headers import SecurityHeaders
 from app.api.suggest import suggest_routes
 from app.domain.ports import PropositionStore, UserStore
-from app.domain.types import StoredIn
+from app.domain.types import EventType, StoredIn
 from app.events.reading import EventReader
 from app.events.record import RecordEvents
 from app.life.forget import ForgetUser
 from app.serving.suggest import Suggest
 from app.settings import Settings
-
-# Requests under way per worker, by the first part of their path: what one kind needs does not take all from the others.
-MOST_AT_ONCE = {"log_event": 256, "propositions": 32, "users": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +40,7 @@ class ApiServices:
     suggest: Suggest
     record_events: RecordEvents
     count_events: Callable[[EventOutcome, StoredIn | None, int], None]
+    count_recorded: Callable[[EventType, int], None]
     propositions: PropositionStore
     users: UserStore
     forget_user: ForgetUser
@@ -53,6 +52,10 @@ class ApiServices:
     is_overrun: Callable[[], bool]
     count_shed: Callable[[str], None]
     is_leaving: Callable[[], bool]
+    in_progress: InProgress
+    exemplars: Exemplars
+    flush_metrics: Callable[[], None]
+    run_aside: Callable[[Callable], Any]
 
 
 class IdConverter(BaseConverter):
@@ -109,6 +112,7 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
             EventReader(settings.zone, settings.max_future, settings.max_batch_events),
             services.record_events,
             services.count_events,
+            services.count_recorded,
         )
     )
     app.register_api(catalog_routes(services.propositions))
@@ -119,9 +123,11 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
     describe_access(app.api_doc)
     describe_problems(app.api_doc)
     allow_origins(app, settings.cors_origins)
-    GunicornInternalPrometheusMetrics(app, group_by="url_rule", registry=registry)
+    HttpMetrics(app, registry, services.exemplars, services.flush_metrics, services.run_aside)
     app.wsgi_app = SecurityHeaders(app.wsgi_app)
-    app.wsgi_app = Admission(app.wsgi_app, services.is_overrun, MOST_AT_ONCE, services.count_shed)
+    app.wsgi_app = Admission(
+        app.wsgi_app, services.is_overrun, MOST_AT_ONCE, services.count_shed, services.in_progress
+    )
     if settings.trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=settings.trusted_proxies, x_proto=0)
     return app

@@ -56,6 +56,6 @@ def on_exit(server):
 
 
 def child_exit(server, worker):
-    from prometheus_flask_exporter.multiprocess import GunicornInternalPrometheusMetrics
+    from app.api.worker_metrics import retire
 
-    GunicornInternalPrometheusMetrics.mark_process_dead_on_child_exit(worker.pid)
+    retire(settings.metrics_dir, worker.pid)

@@ -1,11 +1,15 @@
 """gunicorn's gevent worker: shares connections out evenly, waits for nobody for ever, and leaves politely."""
 
+import os
+import sys
 import time
+from importlib import import_module
 from types import FrameType
 from typing import Any
 
 import gevent
 from gevent.server import StreamServer
+from gevent.threadpool import ThreadPool
 from gunicorn.http.errors import InvalidHeader, NoMoreData, ParseException, UnsupportedTransferCoding
 from gunicorn.workers import base_async, ggevent
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestTimeout
@@ -18,6 +22,7 @@ TURN_S = 0.001
 # A whole body has to arrive within this time: who sends a byte now and then must not hold a connection for ever.
 BODY_TIMEOUT_S = 15.0
 _LEAVE_S = 0.2
+_STARTING_NICENESS = 10
 
 
 class TurnTakingServer(StreamServer):
@@ -85,6 +90,16 @@ class Worker(ggevent.GeventWorker):
     """Told to end, it goes on for `SHUTDOWN_DRAIN_S` as not ready, closing each connection behind its answer, and
     then ends what is left idle: clients that keep connections would hold it up until it is killed."""
 
+    def load_wsgi(self) -> None:
+        """Imports the application at a low priority first: the workers that serve need the processor more."""
+        if (uri := getattr(self.app, "app_uri", None)) is not None:
+            importing = ThreadPool(1)  # on Linux, a thread has a priority of its own
+            try:
+                importing.apply(_import_politely, (uri.partition(":")[0],))
+            finally:
+                importing.kill()
+        super().load_wsgi()
+
     def run(self) -> None:
         ggevent.StreamServer = TurnTakingServer
         base_async.http.get_parser = lambda cfg, source, address: SheddingParser(cfg, source, address)
@@ -141,3 +156,9 @@ class _Idle:
         self._timeout.close()
         del self._idle[gevent.getcurrent()]
         return error is self._timeout
+
+
+def _import_politely(module: str) -> None:
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, 0, _STARTING_NICENESS)
+    import_module(module)

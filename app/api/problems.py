@@ -1,6 +1,7 @@
 """Errors as RFC 9457 problem documents: one shape, and the field that is wrong by name."""
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,6 +9,7 @@ import orjson
 from flask import Flask, Response, g, request
 from pydantic import BaseModel, Field, ValidationError
 from werkzeug.exceptions import BadRequest, HTTPException, RequestEntityTooLarge, UnsupportedMediaType
+from werkzeug.http import HTTP_STATUS_CODES
 
 from app.domain.errors import EventRefused, StoreUnavailable
 
@@ -21,6 +23,10 @@ METHODS_WITH_BODY = ("POST", "PUT")
 MAX_DRAINED_BYTES = 16_777_216
 MAX_NAMED_PROBLEMS = 1_000
 MAX_PATH = 200
+
+# Reasons that metrics tell apart and statuses do not; of all others the title is the reason.
+VALIDATION_ERROR, EVENT_REFUSED = "validation_error", "event_refused"
+STORE_UNAVAILABLE, BUG = "store_unavailable", "bug"
 
 
 class FieldProblem(BaseModel):
@@ -47,11 +53,27 @@ class InvalidField(Exception):
         self.problem = FieldProblem(field=field, reason=reason)
 
 
-def problem_response(status: int, title: str, detail: str, errors: Sequence[FieldProblem] = ()) -> Response:
+def problem_response(
+    status: int,
+    title: str,
+    detail: str,
+    errors: Sequence[FieldProblem] = (),
+    reason: str | None = None,
+) -> Response:
+    g.problem_reason = reason or _as_word(title)
     problem = Problem(
         title=title, status=status, detail=detail, request_id=g.get("request_id", ""), errors=list(errors)
     )
     return Response(orjson.dumps(problem.model_dump()), status, mimetype=PROBLEM_TYPE)
+
+
+def reason_of(response: Response) -> str:
+    """Why the answer to this request is an error, as one of few words."""
+    return g.get("problem_reason") or _as_word(HTTP_STATUS_CODES.get(response.status_code, "unknown"))
+
+
+def _as_word(title: str) -> str:
+    return re.sub(r"[^a-z]+", "_", title.lower())
 
 
 def invalid_body(error: ValidationError) -> Response:
@@ -83,9 +105,11 @@ def _require_json() -> None:
         raise BadRequest(f"the body is not JSON: {not_json}") from not_json
 
 
-def unprocessable(problems: Sequence[FieldProblem]) -> Response:
+def unprocessable(problems: Sequence[FieldProblem], reason: str = VALIDATION_ERROR) -> Response:
     names = ", ".join(dict.fromkeys(problem.field for problem in problems))
-    return problem_response(422, "Unprocessable Content", f"wrong: {names}; nothing was stored", problems)
+    return problem_response(
+        422, "Unprocessable Content", f"wrong: {names}; nothing was stored", problems, reason
+    )
 
 
 def field_path(location: Sequence[Any]) -> str:
@@ -153,16 +177,21 @@ def register_error_handlers(app: Flask, retry_after_s: int) -> None:
     def store_unavailable(error: StoreUnavailable) -> Response:
         log.warning("a store is down: %s", error)
         response = problem_response(
-            503, "Service Unavailable", "a store does not answer; send it again later, with the same event_id"
+            503,
+            "Service Unavailable",
+            "a store does not answer; send it again later, with the same event_id",
+            reason=STORE_UNAVAILABLE,
         )
         response.headers["Retry-After"] = str(retry_after_s)
         return response
 
     @app.errorhandler(EventRefused)
     def event_refused(error: EventRefused) -> Response:
-        return unprocessable([FieldProblem(field="body", reason=str(error))])
+        return unprocessable([FieldProblem(field="body", reason=str(error))], EVENT_REFUSED)
 
     @app.errorhandler(Exception)
     def bug(error: Exception) -> Response:
         log.exception("unexpected error")
-        return problem_response(500, "Internal Server Error", "this is a bug; its trace is in the log")
+        return problem_response(
+            500, "Internal Server Error", "this is a bug; its trace is in the log", reason=BUG
+        )

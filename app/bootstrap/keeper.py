@@ -50,7 +50,7 @@ def take_snapshot(settings: Settings) -> int:
         raise StoreUnavailable(keeper.problem)
     RegistrySchema(settings).read()
     _key_publisher(settings)()
-    SnapshotFolder(settings.snapshot_dir).report(KeeperReport(time.time(), None))
+    _report(SnapshotFolder(settings.snapshot_dir), None)
     return keeper.size
 
 
@@ -63,16 +63,21 @@ def follow_news(settings: Settings, stop: threading.Event) -> None:
     Background({publish_keys: KEYS_INTERVAL_S}).start()
     is_first = True
     while not stop.is_set():
-        began_s = time.time()
-        keeper.refresh(began_s)
-        worked_s = time.time() - began_s
+        began_s = time.process_time()  # to wait for PostgreSQL is no work
+        keeper.refresh(time.time())
+        worked_s = time.process_time() - began_s
         if is_first:
             if SchemaFile(settings.snapshot_dir).saved() is None:
                 read_schema()  # workers wait for the first report, and need the schema to load a model
             Background({read_schema: SCHEMA_INTERVAL_S}).start()
             is_first = False
-        folder.report(KeeperReport(time.time(), keeper.problem))
+        _report(folder, keeper.problem)
         stop.wait(pause_s(settings.snapshot_refresh_s, worked_s))
+
+
+def _report(folder: SnapshotFolder, problem: str | None) -> None:
+    now_s, last = time.time(), folder.last_report()
+    folder.report(KeeperReport(now_s, problem, now_s if problem is None else last and last.current_at_s))
 
 
 def _key_publisher(settings: Settings) -> Callable[[], None]:

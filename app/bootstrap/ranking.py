@@ -60,11 +60,14 @@ class Ranking:
 
     ranker: Ranker
     model: LiveModel
+    models: ModelStore
     snapshot: LiveSnapshot
     model_breaker: CircuitBreaker
     kept_slates: RedisSlateStore | None
     is_strained: Callable[[], bool]
     is_overrun: Callable[[], bool]
+    rounds: Rounds
+    turns: TakingTurns
     warm_ups: tuple[Callable[[], None], ...]
     repeated: Mapping[Callable[[], None], float]
 
@@ -148,6 +151,7 @@ def build_ranking(
         scorer,
         FeatureSampling(settings.decision_features_share, random.random),
         model_breaker,
+        metrics.features_read,
     )
     repeated = {
         snapshot.refresh: settings.snapshot_refresh_s,
@@ -190,11 +194,14 @@ def build_ranking(
     return Ranking(
         ranker=Relieved(turns, without_model, is_strained, metrics.fell_back),
         model=model,
+        models=models,
         snapshot=snapshot,
         model_breaker=model_breaker,
         kept_slates=kept_slates,
         is_strained=is_strained,
         is_overrun=lambda: (has_event_loop and rounds.is_overrun) or turns.is_overrun,
+        rounds=rounds,
+        turns=turns,
         warm_ups=(snapshot.refresh, model.refresh),
         repeated=repeated,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry
 
-from app.adapters.database import Database, event_database
+from app.adapters.database import Database
 from app.adapters.event_log import PostgresEventLog
 from app.adapters.kafka_client import producer_config
 from app.adapters.kafka_event_log import KafkaEventLog
@@ -49,6 +49,7 @@ def primary_event_log(
 
 def event_recording(
     settings: Settings,
+    database: Database,
     registry: CollectorRegistry,
     metrics: EventMetrics,
     breaker: Breaker,
@@ -56,7 +57,7 @@ def event_recording(
     run_aside: Callable[[Callable], Any],
 ) -> tuple[RecordEvents, Callable[[], None]]:
     """What makes events durable, and what brings those in the spool to where they belong."""
-    primary = primary_event_log(settings, event_database(settings), run_aside, registry)
+    primary = primary_event_log(settings, database, run_aside, registry)
     timeout_s = settings.event_primary_timeout_ms / 1_000
 
     def on_loss(kind: Loss, byte_count: int) -> None:

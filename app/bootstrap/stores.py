@@ -5,10 +5,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-
 from app.adapters import import_loader
 from app.adapters.database import batch_database, service_database
 from app.adapters.embedded import EmbeddedServers
@@ -32,6 +28,10 @@ def migrate_database(settings: Settings, up_to: str = "head", down_to: str | Non
     Raises:
         StoreUnavailable: PostgreSQL does not answer, or a lock was not free in time; nothing half-done.
     """
+    from alembic import command
+    from alembic.config import Config
+    from alembic.runtime.migration import MigrationContext
+
     config = Config()
     (location,) = find_spec("migrations").submodule_search_locations
     config.set_main_option("script_location", location)

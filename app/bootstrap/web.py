@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from importlib import import_module
 from typing import Any
 
 import gevent
@@ -16,7 +15,7 @@ from prometheus_client import CollectorRegistry
 
 from app.adapters.breaker import CircuitBreaker
 from app.adapters.catalog_store import USERS, EntityStore, PropositionStore
-from app.adapters.database import service_database, wait_cooperatively
+from app.adapters.database import event_database, service_database, wait_cooperatively
 from app.adapters.decision_log import PostgresDecisionLog
 from app.adapters.kafka_topics import KafkaProbe
 from app.adapters.keeper_process import KeeperProcess
@@ -25,16 +24,22 @@ from app.adapters.redis_client import RedisProbe, connect_redis
 from app.adapters.redis_wire import GuardedWire, NoConnectionFree, open_wire
 from app.adapters.shared_counts import SharedCounts
 from app.adapters.snapshots import SnapshotFolder
+from app.api.admission import InProgress
+from app.api.exemplars import Exemplars
 from app.api.factory import ApiServices, create_app
 from app.api.gunicorn_worker import Departure
 from app.api.health import DependencyStatus
+from app.api.http_metrics import LATENCY_BUCKETS_S
 from app.api.logs import configure_logging
 from app.api.metrics import EventMetrics, ResilienceMetrics, ServingMetrics
 from app.api.overload import Overload
+from app.api.saturation import SaturationMetrics
+from app.api.worker_metrics import metrics_folder
 from app.bootstrap.keeper import KEYS_INTERVAL_S
 from app.bootstrap.life import forget_user_of
 from app.bootstrap.ranking import Ranking, build_ranking
 from app.bootstrap.recording import event_recording
+from app.bootstrap.saturation import SATURATION_INTERVAL_S, Saturation
 from app.domain.errors import StoreUnavailable
 from app.domain.ports import Breaker
 from app.domain.types import Slate, SuggestRequest
@@ -57,6 +62,7 @@ REDIS_BREAKER_OPEN_S = 1.0
 DECISION_FLUSH_S = 0.5
 DRAIN_INTERVAL_S = 0.5
 RATES_EXCHANGE_S = 0.1
+METRICS_FLUSH_S = 1.0
 ERASURES_INTERVAL_S = 60.0
 KAFKA_PROBE_S, KAFKA_PROBE_TIMEOUT_S = 2.0, 1.0
 # How long requests wait at most for the interpreter when a thread beside them computes.
@@ -72,8 +78,6 @@ def build_api(
 
     `run_aside` runs what takes long without holding up requests.
     """
-    import_module("app.adapters.xgboost_model")  # takes a second, which no promotion should
-
     registry = CollectorRegistry()
     metrics, resilience = ServingMetrics(registry), ResilienceMetrics(registry)
     postgres_breaker, redis_breaker, event_breaker = _breakers(settings, resilience)
@@ -84,9 +88,8 @@ def build_api(
         settings.redis_pool_size,
         cluster=settings.redis_cluster,
     )
-    ranking = build_ranking(
-        settings, metrics, resilience, GuardedWire(open_wire(online_store), redis_breaker), run_aside
-    )
+    wire = open_wire(online_store)
+    ranking = build_ranking(settings, metrics, resilience, GuardedWire(wire, redis_breaker), run_aside)
     online_probe = RedisProbe(online_store)
     kafka_probe = KafkaProbe(settings) if settings.kafka_bootstrap_servers else None
     decisions = DecisionQueue(
@@ -101,12 +104,23 @@ def build_api(
     keys = LiveKeys(KeyFile(settings.snapshot_dir))
     # Not behind the breaker: nobody waits for what this wire brings.
     rate_counts = SharedCounts(open_wire(online_store))
-    event_metrics = EventMetrics(registry)
+    events_database, event_metrics = event_database(settings), EventMetrics(registry)
     outdate = OutdateSlates(ranking.kept_slates, lambda count: metrics.cache_invalidated("event", count))
     record_events, drain = event_recording(
-        settings, registry, event_metrics, event_breaker, outdate, run_aside
+        settings, events_database, registry, event_metrics, event_breaker, outdate, run_aside
     )
-    for warm_up in (*ranking.warm_ups, online_probe.refresh, keys.refresh):
+    in_progress, exemplars = InProgress(), Exemplars(metrics_folder(), LATENCY_BUCKETS_S)
+    saturation = Saturation(
+        settings,
+        SaturationMetrics(registry),
+        ranking,
+        decisions,
+        in_progress,
+        {"postgres": database, "events": events_database, "redis": wire},
+        run_aside,
+    )
+
+    for warm_up in (*ranking.warm_ups, online_probe.refresh, keys.refresh, saturation.look):
         warm_up()
     repeated = {
         **ranking.repeated,
@@ -116,13 +130,17 @@ def build_api(
         decisions.flush: DECISION_FLUSH_S,
         lambda: _finish_erasures(forget_user): ERASURES_INTERVAL_S,
         drain: DRAIN_INTERVAL_S,
+        metrics.flush: METRICS_FLUSH_S,
+        exemplars.flush: METRICS_FLUSH_S,
+        saturation.look: SATURATION_INTERVAL_S,
     }
     if kafka_probe is not None:
         repeated[lambda: run_aside(lambda: kafka_probe.refresh(KAFKA_PROBE_TIMEOUT_S))] = KAFKA_PROBE_S
     services = ApiServices(
-        suggest=Suggest(ranking.ranker, on_decision),
+        suggest=Suggest(ranking.ranker, on_decision, metrics.stages_took),
         record_events=record_events,
         count_events=event_metrics.events,
+        count_recorded=event_metrics.recorded,
         check_health=_health_check(
             settings, ranking, postgres_breaker, redis_breaker, event_breaker, online_probe, kafka_probe
         ),
@@ -136,6 +154,10 @@ def build_api(
         is_overrun=ranking.is_overrun,
         count_shed=resilience.shed,
         is_leaving=lambda: Departure.is_near,
+        in_progress=in_progress,
+        exemplars=exemplars,
+        flush_metrics=metrics.flush,
+        run_aside=run_aside,
     )
     return services, Background(repeated), registry
 
@@ -233,6 +255,7 @@ def web() -> Flask:
     app = create_app(settings, services, registry)
     Overload.watch(services.is_strained, services.is_overrun, services.count_shed)
     atexit.register(services.flush_decisions)
+    atexit.register(services.flush_metrics)
     background.start()
     Background({keeper.ensure: settings.snapshot_refresh_s}).start()
     # What is alive now stays so: looking through it again and again held requests up for 100 ms and more.

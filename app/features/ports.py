@@ -30,10 +30,14 @@ class Model(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class OnlineRows:
-    """Rows of one view as read online, and the state of each: fresh, stale or missing."""
+    """Rows of one view as read online, and the state of each: fresh, stale or missing.
+
+    `age_s` is that of the newest of them, also of a stale one; None if all are missing.
+    """
 
     rows: Rows
     states: Sequence[FeatureState]
+    age_s: float | None = None
 
 
 class OnlineReader(Protocol):

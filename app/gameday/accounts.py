@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 from sqlalchemy import text
@@ -48,6 +49,13 @@ def stored_counts(database: Database) -> dict[str, int]:
     """How often each event is in the log."""
     with database.transaction() as connection:
         return dict(map(tuple, connection.execute(text("SELECT event_id, count(*) FROM events GROUP BY 1"))))
+
+
+def last_received_at(database: Database, event_ids: Collection[str]) -> datetime | None:
+    """When the last of these events got into the log; None if none of them is there."""
+    query = text("SELECT max(received_at) FROM event_keys WHERE event_id = ANY(:ids)")
+    with database.transaction() as connection:
+        return connection.execute(query, {"ids": list(event_ids)}).scalar_one()
 
 
 def _equals_replay(database: Database, settings: Settings) -> bool:

@@ -43,7 +43,7 @@ def _slow_booster(columns: tuple[str, ...], row_count: int, slow_s: float) -> by
     trial.feature_names = None
     took_s = min(_seconds(trial, rows) for _ in range(3))
     slow = _repeated(stump, round(_TRIAL_TREES * slow_s / took_s))
-    return bytes(slow.save_raw("ubj"))
+    return bytes(slow.save_raw("json"))
 
 
 def _seconds(booster: xgboost.Booster, rows: np.ndarray) -> float:

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from app.domain.errors import ConfigurationError, StoreUnavailable
 KAFKA_VERSION = "4.3.1"
 RESOLVER = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:build-classpath"
 RESOLVE_TIMEOUT_S = 300.0
+# In production it is not on the service's machine.
+NICENESS = 5
 START_TIMEOUT_S = 60.0
 JAVA = ("java", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 CLUSTER_ID = "cHJvcG9zaXRpb25zLS0tLQ"
@@ -80,7 +83,7 @@ class Broker:
         log_path = self._folder / "broker.log"
         with log_path.open("ab") as output:
             self._process = subprocess.Popen(
-                self._command(), stdout=output, stderr=output, preexec_fn=end_with_parent
+                self._command(), stdout=output, stderr=output, preexec_fn=partial(end_with_parent, NICENESS)
             )
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._answers():

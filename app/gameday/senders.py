@@ -66,6 +66,11 @@ class Senders:
             sent, self._sent = self._sent, Sent()
             return sent
 
+    def acknowledged(self) -> set[str]:
+        """Ids of events that were acknowledged since the last `take`."""
+        with self._lock:
+            return set(self._sent.acknowledged)
+
     def _schedule(self) -> None:
         began_s, number = time.monotonic(), 0
         while not self._is_stopped.wait(max(began_s + number / self._rate - time.monotonic(), 0.0)):

@@ -1,12 +1,12 @@
 """The broker of the game day of serving: it goes away while events come in beside the slates."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 from app.adapters.database import batch_database
-from app.gameday.accounts import stored_counts
+from app.gameday.accounts import last_received_at, stored_counts
 from app.gameday.broker import Broker
 from app.gameday.judging import Moments, Phase
 from app.gameday.senders import Senders, Sent, made_up_events
@@ -24,7 +24,9 @@ class KafkaSide:
     world: World
     broker: Broker
     sent: Sent | None = None
-    back_s: float = 0.0
+    back_at: datetime | None = None
+    waiting: set[str] = field(default_factory=set)
+    _senders: Senders | None = None
 
     @property
     def fault(self) -> str:
@@ -33,15 +35,15 @@ class KafkaSide:
     @contextmanager
     def events(self) -> Iterator[None]:
         """Events come in beside the slates during the block; afterwards all are acknowledged."""
-        senders = Senders(
+        self._senders = Senders(
             self.world.stack.port, made_up_events(self.world.seed, "kafka", USERS, PROPOSITIONS), EVENTS_PER_S
         )
-        senders.start()
+        self._senders.start()
         try:
             yield
         finally:
-            senders.stop()
-            self.sent = senders.take()
+            self._senders.stop()
+            self.sent = self._senders.take()
 
     @contextmanager
     def gone(self, _: World, moments: Moments) -> Iterator[None]:
@@ -55,7 +57,7 @@ class KafkaSide:
             self.broker.start()
         else:
             self.broker.resume()
-        self.back_s = time.monotonic()
+        self.back_at, self.waiting = datetime.now(UTC), self._senders.acknowledged()
 
     def judge(self, phase: Phase) -> None:
         """Adds to the phase what became of the events."""
@@ -65,9 +67,9 @@ class KafkaSide:
             wait_until(
                 lambda: acknowledged <= stored_counts(database).keys(), GIVEN_UP_AFTER_S, "events are missing"
             )
-        drained_s = time.monotonic() - self.back_s
-        stored = stored_counts(database)
+        stored, last_at = stored_counts(database), last_received_at(database, self.waiting)
         database.close()
+        drained_s = max((last_at - self.back_at).total_seconds(), 0.0) if last_at else 0.0
         lost = sum(event_id not in stored for event_id in acknowledged)
         phase.figures = {"events": len(acknowledged), "lost": lost, "drained_s": drained_s}
         if not acknowledged:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from urllib.error import URLError
@@ -70,12 +71,8 @@ class Program:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=self._prepare,
+                preexec_fn=partial(end_with_parent, self._niceness),
             )
-
-    def _prepare(self) -> None:
-        end_with_parent()
-        os.nice(self._niceness)
 
     @property
     def is_running(self) -> bool:

@@ -1,7 +1,7 @@
 """The rankers, best first: the model, the rules, the static default. Each is composed with its fallback."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 
 import numpy as np
@@ -19,7 +19,7 @@ from app.domain.types import (
     SuggestRequest,
 )
 from app.features.catalog import Catalog
-from app.features.ports import Model, OnlineReader
+from app.features.ports import Model, OnlineReader, OnlineRows
 from app.features.schema import EntityName
 from app.features.snapshot import Snapshot
 from app.serving.audit import NO_SAMPLING, FeatureSampling
@@ -73,7 +73,8 @@ class Relieved:
 class ModelRanker:
     """Scores candidates with the active model and online features.
 
-    `breaker` watches the scoring. While it is open nothing is read either.
+    `breaker` watches the scoring. While it is open nothing is read either. `on_read` is told the rows of each request, by
+    view.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class ModelRanker:
         current_scorer: CurrentScorer,
         sampling: FeatureSampling = NO_SAMPLING,
         breaker: Breaker = UNGUARDED,
+        on_read: Callable[[Mapping[str, OnlineRows]], None] = lambda rows: None,
     ) -> None:
         self._current_model = current_model
         self._current_snapshot = current_snapshot
@@ -93,6 +95,7 @@ class ModelRanker:
         self._current_scorer = current_scorer
         self._sampling = sampling
         self._breaker = breaker
+        self._on_read = on_read
         self._scoring_time = TypicalTime()
 
     def rank(self, request: SuggestRequest, request_id: str, now: datetime, budget: TimeBudget) -> Slate:
@@ -104,6 +107,7 @@ class ModelRanker:
         self._scoring_time.require(budget.remaining_before_fallback_s)
         timeout_s = budget.remaining_before_fallback_s
         online = read_online(self._reader, spec, snapshot, request, now, timeout_s)
+        self._on_read(online.rows)
         budget.finish("features")
         self._scoring_time.require(budget.remaining_before_fallback_s)
         before_s = budget.spent_s

@@ -22,6 +22,7 @@ class Rounds:
         self._clock = clock
         self._began_at_s = self._was_short_at_s = clock()
         self._was_short = True
+        self._longest_round_s = 0.0
 
     def begin(self) -> None:
         self._began_at_s = self._clock()
@@ -29,7 +30,15 @@ class Rounds:
             self._was_short_at_s = self._began_at_s
 
     def end(self) -> None:
-        self._was_short = self._clock() - self._began_at_s < self._standing_s
+        took_s = self._clock() - self._began_at_s
+        self._was_short = took_s < self._standing_s
+        if took_s > self._longest_round_s:
+            self._longest_round_s = took_s
+
+    def take_longest_s(self) -> float:
+        """The longest round since this was asked last: so late its last request was handled."""
+        longest_s, self._longest_round_s = self._longest_round_s, 0.0
+        return longest_s
 
     @property
     def is_strained(self) -> bool:

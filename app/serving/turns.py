@@ -60,6 +60,10 @@ class TakingTurns:
         self._busy_since_s: float | None = None
 
     @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    @property
     def is_overrun(self) -> bool:
         """True if whoever comes now would wait too long."""
         return self._needs_more_than(self._longest_queue_s)

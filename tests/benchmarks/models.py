@@ -104,7 +104,7 @@ def store(models: ModelStore, version: str, booster: xgboost.Booster, spec: Matr
         "metrics": {"rankers": {"xgboost": {"ndcg@10": {"mean": 0.0, "low": 0.0, "high": 0.0}}}},
         "facts": asdict(facts),
     }
-    models.write(version, {RANKER: bytes(booster.save_raw("ubj"))}, manifest)
+    models.write(version, {RANKER: bytes(booster.save_raw("json"))}, manifest)
     return facts
 
 

@@ -445,7 +445,7 @@ def test_the_documentation_page_loads_nothing_from_elsewhere(client):
 
 def test_a_damaged_model_is_refused_while_rules_serve(settings, catalog):
     store = ModelStore(settings.model_dir, settings.half_lives_s)
-    store.write("broken", {"ranker.ubj": b"x"}, {"matrix": {}})
+    store.write("broken", {"ranker.json": b"x"}, {"matrix": {}})
     store.activate("broken")
     services, _, registry = build_api(settings)
     client = create_app(settings, services, registry).test_client()

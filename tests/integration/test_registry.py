@@ -50,7 +50,7 @@ def add(settings, store):
     )
     matrix = np.random.default_rng(0).random((20, len(spec.columns))).astype(np.float32)
     data = xgboost.DMatrix(matrix, label=matrix[:, 0], feature_names=list(spec.columns))
-    content = bytes(xgboost.train({"nthread": 1}, data, num_boost_round=1).save_raw("ubj"))
+    content = bytes(xgboost.train({"nthread": 1}, data, num_boost_round=1).save_raw("json"))
 
     def add(version: str, verdict: Verdict | None = PASSED, ndcg: float = 0.6, **manifest) -> str:
         compared_with = store.active() and store.active().version

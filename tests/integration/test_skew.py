@@ -56,7 +56,7 @@ def model(settings, stores):
     data = xgboost.DMatrix(rows, label=rows.sum(axis=1), feature_names=list(spec.columns))
     booster = xgboost.train({"nthread": 1, "max_depth": 3}, data, num_boost_round=5)
     store = ModelStore(settings.model_dir, settings.half_lives_s)
-    store.write("m1", {RANKER: bytes(booster.save_raw("ubj"))}, {"matrix": spec.to_json()})
+    store.write("m1", {RANKER: bytes(booster.save_raw("json"))}, {"matrix": spec.to_json()})
     store.activate("m1")
     return spec
 

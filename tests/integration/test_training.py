@@ -68,7 +68,7 @@ def test_a_ranker_learns_what_each_user_likes_and_beats_the_baselines(settings):
     assert report.retained_lift["users"] < 0.5  # without their history nothing is known of what users like
     assert report.coverage["requests"] == report.coverage["model"] == 1.0
     manifest = ModelStore(settings.model_dir, settings.half_lives_s).manifest(trained.version)
-    assert set(manifest["files_sha256"]) == {"ranker.ubj", "baseline.pkl"}
+    assert set(manifest["files_sha256"]) == {"ranker.json", "baseline.pkl"}
     assert manifest["windows"]["train"]["last"] <= manifest["windows"]["test"]["first"]
     assert "proposition_performance.dismiss_rate_30d" in manifest["matrix"]["dropped"]  # nobody ever did
     assert not set(manifest["matrix"]["dropped"]) & set(manifest["columns"])

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from app.api.admission import Admission
+from app.api.admission import Admission, InProgress
 
 
 class Under:
@@ -14,7 +14,10 @@ class Under:
         self.is_overrun = False
         self.shed: list[str] = []
         self.during = lambda: None
-        self.admission = Admission(self.answer, lambda: self.is_overrun, dict(most_at_once), self.shed.append)
+        self.in_progress = InProgress()
+        self.admission = Admission(
+            self.answer, lambda: self.is_overrun, dict(most_at_once), self.shed.append, self.in_progress
+        )
 
     def answer(self, environ, start_response):
         self.during()

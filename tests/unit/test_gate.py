@@ -154,7 +154,7 @@ def model(spec):
     matrix = rng.random((200, len(spec.columns))).astype(np.float32)
     data = xgboost.DMatrix(matrix, label=matrix.sum(axis=1), feature_names=list(spec.columns))
     booster = xgboost.train({"max_depth": 4, "nthread": 1}, data, num_boost_round=6)
-    return read_model("m1", spec, bytes(booster.save_raw("ubj")))
+    return read_model("m1", spec, bytes(booster.save_raw("json")))
 
 
 def test_what_is_timed_gives_the_scores_of_the_model(spec, model):

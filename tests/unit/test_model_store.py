@@ -1,4 +1,5 @@
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ def booster(spec):
 def store(tmp_path, spec, booster):
     store = ModelStore(tmp_path / "models", spec.half_lives_s)
     for version in ("v1", "v2"):
-        store.write(version, {RANKER: bytes(booster.save_raw("ubj"))}, {"matrix": spec.to_json()})
+        store.write(version, {RANKER: bytes(booster.save_raw("json"))}, {"matrix": spec.to_json()})
     return store
 
 
@@ -37,6 +38,19 @@ def test_a_stored_model_scores_as_the_trained_one(store, spec, booster):
     expected = booster.inplace_predict(matrix, validate_features=False)
 
     assert np.array_equal(store.load("v1", SMALL_SCHEMA).score(matrix), expected)
+
+
+def test_the_trees_of_a_model_are_read_without_xgboost(store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xgboost", None)
+
+    assert store.load("v1", SMALL_SCHEMA).forest.tree_count == 3
+
+
+def test_a_file_with_the_right_hash_that_is_no_model_is_refused(store, spec):
+    store.write("v3", {RANKER: b'{"learner": {"feature_names": 7}}'}, {"matrix": spec.to_json()})
+
+    with pytest.raises(ModelRefused, match="not the JSON of an XGBoost model"):
+        store.load("v3", SMALL_SCHEMA)
 
 
 def test_a_changed_file_is_refused(store):
@@ -68,7 +82,7 @@ def test_a_model_for_other_half_lives_is_refused(store, tmp_path):
 
 def test_a_model_with_other_columns_than_its_manifest_is_refused(store, spec, booster):
     booster.feature_names = list(reversed(spec.columns))
-    store.write("v3", {RANKER: bytes(booster.save_raw("ubj"))}, {"matrix": spec.to_json()})
+    store.write("v3", {RANKER: bytes(booster.save_raw("json"))}, {"matrix": spec.to_json()})
 
     with pytest.raises(ModelRefused, match="columns"):
         store.load("v3", SMALL_SCHEMA)

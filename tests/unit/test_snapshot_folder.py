@@ -132,8 +132,8 @@ def test_a_report_of_the_keeper_is_read_back_and_none_without_one(tmp_path):
     folder = SnapshotFolder(tmp_path)
 
     assert folder.last_report() is None
-    folder.report(KeeperReport(12.5, "down"))
-    assert SnapshotFolder(tmp_path).last_report() == KeeperReport(12.5, "down")
+    folder.report(KeeperReport(12.5, "down", 3.0))
+    assert SnapshotFolder(tmp_path).last_report() == KeeperReport(12.5, "down", 3.0)
 
 
 class FakeSource:

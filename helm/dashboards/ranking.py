@@ -156,7 +156,7 @@ def _stages():
     return (
         graph(
             "Time per stage, on average",
-            "`score` is the model's prediction; `cache` and `features` wait for Redis; `candidates` and `rules` are computed in memory.",
+            "`turn` waits for others to be ranked, `cache` and `features` for Redis; `score` is the model's prediction; `candidates` and `rules` are computed in memory.",
             Query(mean(stages, web(), by="stage"), "{{stage}}"),
             unit="s",
         ),
@@ -195,7 +195,7 @@ def _features():
         ),
         graph(
             "Age of rows that were read",
-            "Half of the rows were younger. Users who come back after days have old rows; look for jumps.",
+            "Of the newest row of a view that a request read; half were younger. Who comes back after days has old rows: look for jumps.",
             Query(quantile(0.5, "propositions_feature_age_seconds", web(), by="view"), "{{view}}"),
             unit="s",
             width=6,

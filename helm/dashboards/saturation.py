@@ -65,7 +65,7 @@ def saturation():
         ),
         _gauge(
             "Memory",
-            "Of all workers together, as a share of what the machine or container has.",
+            "Of all workers together, as a share of what the machine or container has. What they share counts for each.",
             Query(memory, "{{instance}}"),
             unit="percentunit",
             limit=0.85,

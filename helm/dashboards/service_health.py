@@ -104,9 +104,9 @@ def _now():
         ),
         figure(
             "Requests",
-            "Answered per second, without health and metrics. If it falls and nothing else is red, look at what lies before the "
+            "Answered per second, without those for health. If it falls and nothing else is red, look at what lies before the "
             "service: balancer, DNS, clients.",
-            rate(f"{HTTP}_count" + web('url_rule!~"/health.*|/metrics"'), window=NOW),
+            rate(f"{HTTP}_count" + web('url_rule!~"/health.*"'), window=NOW),
             "reqps",
         ),
         figure(
@@ -268,7 +268,7 @@ def _requests():
         _latency("POST /log_event", web('url_rule="/log_event"', 'status="202"')),
         graph(
             "p99 of other routes",
-            "Catalog, users, health, metrics. They ask PostgreSQL, and may be slow while slates are fast.",
+            "Catalog, users, health. They ask PostgreSQL, and may be slow while slates are fast.",
             Query(
                 quantile(0.99, HTTP, web('url_rule!~"/suggest|/log_event"'), by="url_rule"), "{{url_rule}}"
             ),

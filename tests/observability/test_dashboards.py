@@ -12,6 +12,7 @@ from app.gameday.scraping import FILES
 from helm.dashboards.all import FOLDER, dashboards, text
 from helm.dashboards.boards import TAG
 from helm.dashboards.reading import contents, panels
+from helm.dashboards.units import written
 
 ROOT = Path(__file__).parents[2]
 # Prometheus' own.
@@ -127,3 +128,21 @@ def test_grafana_is_told_where_dashboards_and_metrics_are():
     assert source["type"] == "prometheus" and source["isDefault"]
     (exemplars,) = source["jsonData"]["exemplarTraceIdDestinations"]
     assert exemplars["name"] == "trace_id" and "trace.id" in exemplars["url"]
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "decimals", "text"),
+    [
+        (0.99972, "percentunit", 2, "99.97%"),
+        (0.0359, "s", None, "35.9 ms"),
+        (0.0004, "s", None, "400 µs"),
+        (90, "s", None, "90 s"),
+        (7_200, "s", None, "2.0 h"),
+        (1_234, "short", 0, "1 K"),
+        (1_536, "bytes", None, "1.5 KiB"),
+        (53.94, "reqps", None, "53.9 req/s"),
+        (0, "ops", None, "0/s"),
+    ],
+)
+def test_pictures_write_numbers_as_grafana_does(value, unit, decimals, text):
+    assert written(value, unit, decimals) == text

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from app.gameday.stack import GamedayFailed, wait_until
-from helm.dashboards.reading import contents, filled_in, panels
+from helm.dashboards.reading import VARIABLES, contents, filled_in, panels
+from helm.dashboards.screens import screen
+from helm.dashboards.source import Source
 from tests.observability.observed import Observed, observed_service
 
 # A busy machine should not keep slates from the model.
@@ -48,6 +50,21 @@ def test_every_mark_on_the_dashboards_is_a_query_that_prometheus_takes(observed)
     for content in contents().values():
         for mark in content["annotations"]["list"]:
             observed.prometheus.query(filled_in(mark["expr"]))
+
+
+def test_a_dashboard_with_all_kinds_of_panels_can_be_drawn_as_a_small_picture(observed):
+    content = contents()["service-health"]
+    assert {panel["type"] for panel in content["panels"]} == {
+        "row",
+        "stat",
+        "timeseries",
+        "state-timeline",
+        "table",
+    }
+
+    picture = screen(Source(observed.prometheus.url, time.time() - 60, time.time()), content, VARIABLES)
+
+    assert picture.startswith(b"\x89PNG") and 30_000 < len(picture) < 150_000
 
 
 def has_data(observed: Observed, target, began_s: float) -> bool:

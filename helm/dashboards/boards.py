@@ -56,7 +56,7 @@ PROJECTOR_VARIABLES = (
 def logs(title: str, query: str) -> dashboard.DashboardLink:
     """To the lines in Kibana that a KQL query finds, in the time that the dashboard shows."""
     time = "(time:(from:'${__from:date:iso}',to:'${__to:date:iso}'))"
-    found = f"(index:propositions-logs,query:(language:kuery,query:'{quote(query, safe=':*${} ')}'))"
+    found = f"(index:logs-propositions,query:(language:kuery,query:'{quote(query, safe=':*${} ')}'))"
     return (
         dashboard.DashboardLink(title)
         .type(models.DashboardLinkType.LINK)

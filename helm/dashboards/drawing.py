@@ -27,7 +27,8 @@ PALETTE = (
     "#ffb357",
     "#ff7383",
 )
-TITLE_IN, LEGEND_IN, TIMES_IN, MARGIN_IN = 0.36, 0.3, 0.25, 0.12
+TITLE_IN, TIMES_IN, MARGIN_IN = 0.36, 0.25, 0.12
+LEGEND_LINE_IN, LEGEND_LINES = 0.18, 3
 LINE_IN = 0.24
 LETTER_IN = 0.06
 SHORT_S = 900.0
@@ -99,7 +100,8 @@ def _graph(frame: Frame, panel: Panel, source: Source) -> None:
     custom = defaults["custom"]
     courses = sorted(source.courses(panel.targets), key=lambda course: course.name)
     colours = [PALETTE[number % len(PALETTE)] for number in range(len(courses))]
-    axes = _over_time(frame, source, left_in=0.66)
+    legend = _legend(frame, list(zip([course.name for course in courses], colours, strict=True)))
+    axes = _over_time(frame, source, left_in=0.66, bottom_in=legend)
     below: dict[float, float] = {}
     for course, colour in zip(courses, colours, strict=True):
         times = _days(course.times_s)
@@ -124,14 +126,14 @@ def _graph(frame: Frame, panel: Panel, source: Source) -> None:
     axes.set_ylim(0, defaults.get("max", top))
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value, defaults["unit"])))
-    _legend(frame, list(zip([course.name for course in courses], colours, strict=True)))
 
 
 def _states(frame: Frame, panel: Panel, source: Source) -> None:
     states = panel.content["fieldConfig"]["defaults"]["mappings"][0]["options"]
     courses = sorted(source.courses(panel.targets), key=lambda course: course.name, reverse=True)
     longest = max((len(course.name) for course in courses), default=0)
-    axes = _over_time(frame, source, left_in=MARGIN_IN + 0.1 + LETTER_IN * longest)
+    legend = _legend(frame, [(state["text"], _named(state["color"])) for state in states.values()])
+    axes = _over_time(frame, source, left_in=MARGIN_IN + 0.1 + LETTER_IN * longest, bottom_in=legend)
     for row, course in enumerate(courses):
         times = _days(course.times_s)
         width = (times[-1] - times[0]) / max(len(times) - 1, 1)
@@ -140,7 +142,6 @@ def _states(frame: Frame, panel: Panel, source: Source) -> None:
             axes.broken_barh([(time, width)], (row - 0.4, 0.8), color=colour, linewidth=0)
     axes.set_yticks(range(len(courses)), [course.name for course in courses])
     axes.set_ylim(-0.5, len(courses) - 0.5)
-    _legend(frame, [(state["text"], _named(state["color"])) for state in states.values()])
 
 
 def _table(frame: Frame, panel: Panel, source: Source) -> None:
@@ -182,8 +183,8 @@ _KINDS: Mapping[str, Callable[[Frame, Panel, Source], None]] = {
 }
 
 
-def _over_time(frame: Frame, source: Source, left_in: float) -> Axes:
-    axes = frame.inner(left_in, TITLE_IN, LEGEND_IN + TIMES_IN)
+def _over_time(frame: Frame, source: Source, left_in: float, bottom_in: float) -> Axes:
+    axes = frame.inner(left_in, TITLE_IN, bottom_in + TIMES_IN)
     axes.set_facecolor(PANEL)
     axes.tick_params(colors=FAINT, labelsize=7, length=0)
     axes.grid(color=GRID, linewidth=0.6)
@@ -197,16 +198,25 @@ def _over_time(frame: Frame, source: Source, left_in: float) -> Axes:
     return axes
 
 
-def _legend(frame: Frame, entries: Sequence[tuple[str, str]]) -> None:
-    """One line at the bottom, as far as there is room."""
-    x_in, y_in = MARGIN_IN, frame.height_in - LEGEND_IN / 2
+def _legend(frame: Frame, entries: Sequence[tuple[str, str]]) -> float:
+    """At the bottom, as far as there is room; returns its height in inches."""
+    lines: list[list[tuple[float, str, str]]] = [[]]
+    x_in = MARGIN_IN
     for name, colour in entries:
         width_in = 0.3 + LETTER_IN * len(name)
-        if x_in + width_in > frame.width_in:
-            break
-        frame.dash(x_in, y_in, colour)
-        frame.write(x_in + 0.19, y_in, name, 7)
+        if x_in + width_in > frame.width_in and lines[-1]:
+            if len(lines) == LEGEND_LINES:
+                break
+            lines.append([])
+            x_in = MARGIN_IN
+        lines[-1].append((x_in, name, colour))
         x_in += width_in
+    for number, line in enumerate(reversed(lines)):
+        y_in = frame.height_in - 0.14 - LEGEND_LINE_IN * number
+        for x_in, name, colour in line:
+            frame.dash(x_in, y_in, colour)
+            frame.write(x_in + 0.19, y_in, name, 7)
+    return 0.1 + LEGEND_LINE_IN * len(lines)
 
 
 def _colour_at(value: float, steps: Sequence[Mapping[str, Any]]) -> str:

@@ -168,7 +168,7 @@ class Column:
 
 
 def figures_by(
-    label: str, title: str, description: str, *columns: Column, width: int = 12, height: int = 8
+    label: str, title: str, description: str, *columns: Column, width: int = 12, height: int = 6
 ) -> table.Panel:
     """A table with a row per value of a label, sorted by the first column."""
     panel = (

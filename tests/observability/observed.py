@@ -19,6 +19,7 @@ from app.gameday.stack import Stack, running_stack, wait_until
 from tests.observability.visitors import Visitors
 
 SEED = 7
+STORED = "sum(propositions_slates_total) > 0 and sum(propositions_decision_queue_length) == 0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,11 @@ class Observed:
     stack: Stack
     prometheus: Prometheus
     visitors: Visitors
+    skew_path: Path
+
+    def write_skew(self) -> None:
+        """What decisions that are stored by now were made with, compared with what training would have read."""
+        self.stack.run("skew", "--metrics-file", str(self.skew_path), "--max-mismatch", "1")
 
 
 @contextmanager
@@ -60,9 +66,11 @@ def observed_service(
         rules = sorted(RULES.glob("*.yml"))
         with prometheus(folder / "prometheus", scrape_configuration(targets, interval, rules)) as server:
             _serve_with_a_model(stack)
+            observed = Observed(stack, server, visitors, folder / "jobs/metrics")
             visitors.come()
-            _write_skew(stack, server, folder / "jobs/metrics")
-            yield Observed(stack, server, visitors)
+            wait_until(lambda: server.query(STORED), 60, "no decisions were stored")
+            observed.write_skew()
+            yield observed
 
 
 def _serve_with_a_model(stack: Stack) -> None:
@@ -74,12 +82,6 @@ def _serve_with_a_model(stack: Stack) -> None:
     (model,) = ModelStore(settings.model_dir, settings.half_lives_s).versions()
     stack.run("models", "promote", model, "--force", "--reason", "made-up data")
     stack.wait_until_ready()
-
-
-def _write_skew(stack: Stack, server: Prometheus, path: Path) -> None:
-    stored = "sum(propositions_slates_total) > 0 and sum(propositions_decision_queue_length) == 0"
-    wait_until(lambda: server.query(stored), 60, "no decisions were stored")
-    stack.run("skew", "--metrics-file", str(path), "--max-mismatch", "1")
 
 
 @contextmanager

@@ -15,26 +15,27 @@ from tests.observability.observed import Observed, observed_service
 from tests.observability.visitors import Visitors
 
 IMAGES = Path(__file__).parents[2] / "docs/images"
-CALM_S, DOWN_S = 75.0, 25.0
-SIDES = 3
+CALM_S, DOWN_S = 60.0, 25.0
+SIDES, PAUSE_S = 2, 1.0
 
 
 def main() -> None:
-    with TemporaryDirectory() as folder, observed_service(Path(folder), {}) as observed:
+    with TemporaryDirectory() as folder, observed_service(Path(folder), {}) as observed, _used(observed):
+        time.sleep(CALM_S)
         from_s = time.time()
-        with _used(observed):
-            time.sleep(CALM_S)
-            observed.stack.redis.kill()
-            time.sleep(DOWN_S)
-            observed.stack.redis.start()
-            time.sleep(CALM_S)
-            observed.stack.postgres.freeze()
-            time.sleep(DOWN_S)
-            observed.stack.postgres.thaw()
-            time.sleep(CALM_S)
-            to_s = time.time()
-            variables = {**VARIABLES, "__range": f"{to_s - from_s:.0f}s"}
-            write_screens(Source(observed.prometheus.url, from_s, to_s), IMAGES, variables)
+        time.sleep(CALM_S)
+        observed.stack.redis.kill()
+        time.sleep(DOWN_S)
+        observed.stack.redis.start()
+        time.sleep(CALM_S)
+        observed.stack.postgres.freeze()
+        time.sleep(DOWN_S)
+        observed.stack.postgres.thaw()
+        time.sleep(CALM_S)
+        observed.write_skew()
+        to_s = time.time()
+        variables = {**VARIABLES, "__range": f"{to_s - from_s:.0f}s"}
+        write_screens(Source(observed.prometheus.url, from_s, to_s), IMAGES, variables)
 
 
 @contextmanager
@@ -43,7 +44,7 @@ def _used(observed: Observed) -> Iterator[None]:
     is_over = threading.Event()
 
     def come(visitors: Visitors) -> None:
-        while not is_over.wait(0.3):
+        while not is_over.wait(PAUSE_S):
             visitors.come()
 
     with ThreadPoolExecutor(SIDES) as pool:

@@ -1,6 +1,7 @@
 """Every query of every panel, asked of a real Prometheus that scrapes a real service under load."""
 
 import math
+import re
 import time
 from collections.abc import Sequence
 
@@ -50,6 +51,23 @@ def test_every_mark_on_the_dashboards_is_a_query_that_prometheus_takes(observed)
     for content in contents().values():
         for mark in content["annotations"]["list"]:
             observed.prometheus.query(filled_in(mark["expr"]))
+
+
+def test_points_in_a_graph_of_latency_are_traces_of_requests(observed):
+    (latency,) = (
+        panel for panel in panels(contents()["service-health"]) if panel.title == "Latency of POST /suggest"
+    )
+    shown = [target["expr"] for target in latency.content["targets"] if target.get("exemplar")]
+
+    def exemplars():
+        window = {"start": time.time() - 60, "end": time.time()}
+        (expression,) = shown
+        found = observed.prometheus.ask("/api/v1/query_exemplars", query=filled_in(expression), **window)
+        return [exemplar["labels"] for series in found["data"] for exemplar in series["exemplars"]]
+
+    observed.visitors.come()
+    wait_until(exemplars, 30, "no request left its trace")
+    assert all(re.fullmatch("[0-9a-f]{32}", labels["trace_id"]) for labels in exemplars())
 
 
 def test_a_dashboard_with_all_kinds_of_panels_can_be_drawn_as_a_small_picture(observed):

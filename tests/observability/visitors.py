@@ -86,7 +86,9 @@ class Visitors:
 
     def _ask(self, method: str, url: str, body: Mapping[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = Request(url, data, {"Content-Type": "application/json"}, method=method)
+        trace_id, span_id = self._chance.randbytes(16).hex(), self._chance.randbytes(8).hex()
+        headers = {"Content-Type": "application/json", "traceparent": f"00-{trace_id}-{span_id}-01"}
+        request = Request(url, data, headers, method=method)
         try:
             with urlopen(request, timeout=TIMEOUT_S) as answer:
                 return json.loads(answer.read())

@@ -223,7 +223,7 @@ def project(
         with only_projector(config) as projector:
             console.print(f"folded {projector.run():,} events")
         return
-    from app.bootstrap.projector import follow_events, intake_beside, serve_metrics
+    from app.bootstrap.projector import count_outcomes, follow_events, intake_beside, serve_metrics
     from app.events.metrics import ProjectorMetrics
 
     stop = threading.Event()
@@ -231,10 +231,11 @@ def project(
         signal.signal(number, lambda *_: stop.set())
     registry = serve_metrics(config)
     metrics = ProjectorMetrics(registry)
+    on_folded = count_outcomes(config, registry)
     with intake_beside(config, stop, registry):
         while not stop.is_set():
             try:
-                follow_events(config, metrics, stop)
+                follow_events(config, metrics, on_folded, stop)
             except StoreUnavailable as error:
                 log.warning("projection waits: %s", error)
             stop.wait(STANDBY_S)

@@ -37,6 +37,8 @@ class IntakeMetrics:
             ["outcome"],
             registry=registry,
         )
+        for outcome in ("recorded", "duplicate", "dropped", "dead"):
+            self._consumed.labels(outcome)
         self._lag = Gauge(
             "propositions_kafka_lag",
             "Messages of a partition that this process has still to bring into PostgreSQL.",

@@ -172,7 +172,7 @@ class _View:
             name: column(dtype, self._values(replies, fresh, position, types))
             for name, dtype, position, types in self._others
         }
-        newest_ns = max((at_ns for at_ns in written_ns if at_ns is not None), default=None)
+        newest_ns = max(filter(None, written_ns), default=None)
         age_s = None if newest_ns is None else (now_ns - newest_ns) / 1e9
         return OnlineRows(Rows(counts, as_of_s, values), states, age_s)
 

@@ -44,7 +44,6 @@ class Saturation:
         self._run_aside = run_aside
         self._shown_version: str | None = None
         self._started_s = time.time()
-        metrics.workers.set(1)
         metrics.started_at_s.set(self._started_s)
         metrics.decision_queue_capacity.set(settings.decision_queue_size)
         metrics.spool_capacity_bytes.set(settings.spool_max_bytes)
@@ -68,6 +67,7 @@ class Saturation:
         metrics.memory_limit_bytes.set(use.memory_limit_bytes)
         metrics.disk_free_bytes.set(use.disk_free_bytes)
         metrics.disk_size_bytes.set(use.disk_size_bytes)
+        metrics.workers.set(1)  # last: who is counted has a part in all sums
 
     def _look_at_model(self) -> None:
         model = self._ranking.model.current

@@ -1,11 +1,14 @@
-"""What a projector tells of itself."""
+"""What a projector tells of itself, and of what came of slates."""
 
-from collections.abc import Collection, Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from app.domain.outcomes import NONE, OTHER, CategoryOutcomes, SlateOutcomes
+from app.domain.types import EventType, Strategy
 from app.features.slots import COVISIT_SLOT
 
 _BATCH_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
@@ -76,3 +79,93 @@ class ProjectorMetrics:
 
     def rebuilt(self) -> None:
         self._rebuilds.inc()
+
+
+# Versions of models whose outcomes are told apart: those that were seen last.
+MOST_VERSIONS = 10
+
+
+class OutcomeMetrics:
+    """Impressions, clicks, conversions and dismissals. The number of series is bounded, whatever is seen."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._outcomes = Counter(
+            "propositions_outcomes",
+            "Events by what ranked the slate that they belong to.",
+            ["event_type", "strategy", "model_version"],
+            registry=registry,
+        )
+        for strategy in (NONE, Strategy.RULES, Strategy.DEFAULT):
+            self._begin(self._outcomes, strategy, NONE)
+        self._versions: dict[str, None] = {}  # in the order in which they were seen last
+        self._of_categories = Counter(
+            "propositions_category_outcomes",
+            "Events by the category of the proposition.",
+            ["event_type", "category"],
+            registry=registry,
+        )
+        self._categories: set[str] = set()
+        for category in (NONE, OTHER):
+            self._begin(self._of_categories, category)
+        self._coverage = Gauge(
+            "propositions_catalog_coverage_ratio",
+            "Share of active propositions that were shown in the last 24 hours.",
+            registry=registry,
+        )
+        self._coverage.set(math.nan)
+        self._view_age_s = Gauge(
+            "propositions_feature_view_age_seconds",
+            "Age of the newest row of a feature view.",
+            ["view"],
+            registry=registry,
+        )
+
+    def came_of(self, slates: Sequence[SlateOutcomes], categories: Sequence[CategoryOutcomes]) -> None:
+        for of_slates in sorted(slates, key=lambda outcomes: outcomes.count):
+            self._see(of_slates)
+        for of_slates in slates:
+            version = of_slates.model_version
+            named = version if version == NONE or version in self._versions else OTHER
+            self._outcomes.labels(of_slates.event_type, of_slates.strategy, named).inc(of_slates.count)
+        for of_category in categories:
+            named = of_category.category if of_category.category in self._categories | {NONE} else OTHER
+            self._of_categories.labels(of_category.event_type, named).inc(of_category.count)
+
+    def name_categories(self, names: Collection[str]) -> None:
+        """These are told apart from now on; those that were before and are not any more are forgotten."""
+        for gone in self._categories - set(names):
+            self._of_categories.remove_by_labels({"category": gone})
+        self._categories = set(names)
+        for name in names:
+            self._begin(self._of_categories, name)
+
+    def covers(self, share: float | None) -> None:
+        """None: there is no active proposition."""
+        self._coverage.set(math.nan if share is None else share)
+
+    def newest(self, rows: Mapping[str, datetime]) -> None:
+        """When the newest row of each view is from."""
+        for view, moment in rows.items():
+            self._view_age_s.labels(view).set_function(partial(_age_s, moment))
+
+    def _see(self, outcomes: SlateOutcomes) -> None:
+        version = outcomes.model_version
+        if version == NONE:
+            return
+        if version not in self._versions:
+            self._begin(self._outcomes, outcomes.strategy, version)
+        self._versions.pop(version, None)
+        self._versions[version] = None
+        if len(self._versions) > MOST_VERSIONS:
+            oldest = next(iter(self._versions))
+            del self._versions[oldest]
+            self._outcomes.remove_by_labels({"model_version": oldest})
+
+    def _begin(self, counter: Counter, *labels: str) -> None:
+        """With 0, so that there are clicks where there are impressions."""
+        for event_type in EventType:
+            counter.labels(event_type, *labels)
+
+
+def _age_s(moment: datetime) -> float:
+    return (datetime.now(UTC) - moment).total_seconds()

@@ -124,6 +124,9 @@ class Projector:
     Any number of processes may fold, each some slots. Rows and progress are committed to Postgres together,
     by whoever holds the slots' rows. The online store is written after that and says itself how far
     it has got in each slot, so whatever is lost between the two, or later, is written again.
+
+    `on_folded` is told of each stretch of the log, between two moments of receipt, that was committed for the last
+    slot: of each event once, over all processes. What a replay folds is not told.
     """
 
     def __init__(
@@ -134,6 +137,7 @@ class Projector:
         covisit_rules: CovisitRules,
         batch_events: int,
         metrics: ProjectorMetrics | None = None,
+        on_folded: Callable[[datetime, datetime], None] = lambda after, until: None,
     ) -> None:
         self._tables = tables
         self._online = online
@@ -141,6 +145,7 @@ class Projector:
         self._covisit_rules = covisit_rules
         self._batch_events = batch_events
         self._metrics = metrics or ProjectorMetrics(CollectorRegistry())
+        self._on_folded = on_folded
         self._cache = FoldCache()
 
     @property
@@ -245,6 +250,9 @@ class Projector:
             self._cache.forget()
             raise
         self._cache.leave(folded.after)
+        after, until = (progress.folded_until.get(COVISIT_SLOT) for progress in (folded.before, folded.after))
+        if after != until:
+            self._on_folded(after, until)
         return folded
 
     def _fold_next(self, batch, before: Progress) -> Folded:

@@ -136,11 +136,12 @@ def test_all_metrics_of_web_workers_are_documented_as_they_are(with_kafka):
 
 
 def test_all_metrics_of_projectors_are_documented_as_they_are(with_kafka):
-    from app.bootstrap.projector import build_intake
+    from app.bootstrap.projector import build_intake, count_outcomes
     from app.events.metrics import ProjectorMetrics
 
     registry = CollectorRegistry()
     ProjectorMetrics(registry)
+    count_outcomes(with_kafka, registry)
     build_intake(with_kafka, registry).close()
 
     assert documented_metrics("Projectors") == registered_metrics(registry)

@@ -548,3 +548,5 @@ def test_a_process_tells_of_itself_where_it_is_asked_to(settings, database):
             wait_until(lambda p=part: metrics().get(f"propositions_projected_events_total{p}") == 30)
             wait_until(lambda p=part: metrics()[f"propositions_freshness_seconds_count{p}"] == 3)
             wait_until(lambda p=part: metrics()[f"propositions_projection_delay_seconds{p}"] == 0)
+        clicks = 'propositions_outcomes_total{event_type="click",model_version="none",strategy="none"}'
+        wait_until(lambda: metrics()[clicks] == 12)

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 RUFF_RULES := --select E,F,I,B,UP,SIM,C4,PT,RUF,S --ignore E501,B008,PT018,S608,S603,S606,S311,S310 --per-file-ignores 'tests/**:S'
 RUFF_STYLE := --line-length 110 --target-version py311
 
-.PHONY: demo test observability-test monitoring lint audit format bench gameday soak fuzz sbom profile clean
+.PHONY: demo test observability-test monitoring dashboards dashboard-screens lint audit format bench gameday soak fuzz sbom profile clean
 
 demo: $(VENV)/.demo
 	$(BIN)/propositions demo $(if $(ONCE),--once,)
@@ -26,6 +26,14 @@ observability-test: monitoring
 # Prometheus and Alertmanager for tests: what is not on the PATH comes out of Debian's packages, without installing them.
 monitoring: $(VENV)/.dev
 	$(BIN)/python -m tests.observability.fetch
+
+# Grafana's JSON, from helm/dashboards/.
+dashboards: $(VENV)/.dev
+	$(BIN)/python -m helm.dashboards
+
+# Pictures of them in docs/images/, while a service is used and loses its stores: about six minutes.
+dashboard-screens: monitoring
+	$(BIN)/python -m tests.observability.screens
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(RUFF_STYLE) $(RUFF_RULES) .

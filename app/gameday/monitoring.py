@@ -148,7 +148,11 @@ def alertmanager(folder: Path, configuration: Mapping[str, Any]) -> Iterator[Ale
         ConfigurationError: the program is not to be had.
         StoreUnavailable: it did not start; the text ends with its log.
     """
-    options = (f"--storage.path={folder.absolute() / 'data'}", "--cluster.listen-address=", "--log.level=warn")
+    options = (
+        f"--storage.path={folder.absolute() / 'data'}",
+        "--cluster.listen-address=",
+        "--log.level=warn",
+    )
     yield from _running(Alertmanager, "alertmanager", folder, configuration, options)
 
 
@@ -163,7 +167,9 @@ def _running(
     with log_path.open("ab") as log:
         process = subprocess.Popen(
             [program, f"--config.file={config_path}", f"--web.listen-address=127.0.0.1:{port}", *options],
-            cwd=program.parents[2],  # the root of the package, where an unpacked Alertmanager looks for its templates
+            cwd=program.parents[
+                2
+            ],  # the root of the package, where an unpacked Alertmanager looks for its templates
             stdout=log,
             stderr=log,
             preexec_fn=end_with_parent,

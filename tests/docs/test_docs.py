@@ -209,6 +209,7 @@ def test_files_that_the_documents_point_to_exist():
         "docs/events.md",
         "docs/gameday.md",
         "docs/metrics.md",
+        "docs/observability.md",
         "docs/resilience.md",
         "docs/runbooks.md",
     ):

@@ -1,6 +1,9 @@
 """The servers that the other tests here need, and the configuration that they start with."""
 
+import re
+import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -8,17 +11,34 @@ from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.gameday.scraping import PROMETHEUS, scrape_configuration
 from app.gameday.stack import wait_until
 
+OBSERVABILITY = Path(__file__).parents[2] / "docs/observability.md"
 ALERTMANAGER = {"route": {"receiver": "nobody"}, "receivers": [{"name": "nobody"}]}
 
 
-def test_the_shipped_configuration_is_one_that_prometheus_takes(monitoring):
+def check(monitoring, path) -> None:
     promtool = monitoring.find_program("promtool")
-
-    done = subprocess.run(
-        [promtool, "check", "config", PROMETHEUS / "prometheus.yml"], capture_output=True, text=True
-    )
-
+    done = subprocess.run([promtool, "check", "config", path], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_shipped_configuration_is_one_that_prometheus_takes(monitoring):
+    check(monitoring, PROMETHEUS / "prometheus.yml")
+
+
+def test_so_it_is_with_the_key_that_the_public_port_asks_for(monitoring, tmp_path):
+    folder = shutil.copytree(PROMETHEUS, tmp_path / "prometheus")
+    (folder / "metrics-key").write_text("prometheus.secret")
+    job = "  - job_name: propositions-web\n"
+    (with_key,) = re.findall(r"```yaml\n(    authorization: .*\n)```", OBSERVABILITY.read_text())
+    path = folder / "prometheus.yml"
+    assert job in path.read_text()
+
+    path.write_text(path.read_text().replace(job, job + with_key))
+
+    check(monitoring, path)
+    (folder / "metrics-key").unlink()
+    with pytest.raises(AssertionError, match="metrics-key"):
+        check(monitoring, path)
 
 
 def test_prometheus_scrapes_an_alertmanager_as_the_shipped_configuration_says(monitoring, tmp_path):

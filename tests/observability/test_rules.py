@@ -1,5 +1,6 @@
 """Every alert fires when it should, stays silent when it should, and tells whoever it wakes what to do."""
 
+import json
 import re
 from collections.abc import Iterator
 
@@ -7,9 +8,12 @@ import pytest
 import yaml
 
 from app.gameday.rule_scaling import duration_s
+from app.gameday.scraping import FILES
 from tests.observability.alerting import ALERTMANAGER, ROOT, RULE_FILES, RULE_TESTS, alerts, rules, succeeds
 
-DASHBOARDS = {f"propositions-{name}" for name in ("service", "ranking", "business", "events")}
+DASHBOARDS = {
+    json.loads(path.read_text())["uid"] for path in (FILES / "grafana/dashboards").glob("*.json")
+}
 ALWAYS_FIRES = {"PropositionsDeadMansSwitch"}
 # What is no fault of a moment.
 MAY_TAKE_HOURS = {

@@ -11,9 +11,7 @@ from app.gameday.rule_scaling import duration_s
 from app.gameday.scraping import FILES
 from tests.observability.alerting import ALERTMANAGER, ROOT, RULE_FILES, RULE_TESTS, alerts, rules, succeeds
 
-DASHBOARDS = {
-    json.loads(path.read_text())["uid"] for path in (FILES / "grafana/dashboards").glob("*.json")
-}
+DASHBOARDS = {json.loads(path.read_text())["uid"] for path in (FILES / "grafana/dashboards").glob("*.json")}
 ALWAYS_FIRES = {"PropositionsDeadMansSwitch"}
 # What is no fault of a moment.
 MAY_TAKE_HOURS = {

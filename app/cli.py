@@ -360,7 +360,7 @@ def demo(
 @app.command()
 def gameday(
     scenario: Annotated[
-        str, typer.Option(help="What is tried: events, serving, both (all), or soak.")
+        str, typer.Option(help="What is tried: events, serving, both (all), soak or alerts.")
     ] = "all",
     short: Annotated[
         bool, typer.Option("--short", help="A minute or two of each instead of a quarter of an hour.")

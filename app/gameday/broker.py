@@ -208,6 +208,20 @@ def running(broker: Broker) -> Iterator[Broker]:
         broker.stop()
 
 
+@contextmanager
+def gone(broker: Broker) -> Iterator[None]:
+    """Killed, and started again in the end; one that would forget everything is only stopped for a while."""
+    if broker.is_durable:
+        broker.kill()
+    else:
+        broker.pause()
+    yield
+    if broker.is_durable:
+        broker.start()
+    else:
+        broker.resume()
+
+
 def kafka_classpath() -> str:
     """The jars of Apache Kafka in the local Maven repository; Maven fetches them the first time.
 

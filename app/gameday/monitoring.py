@@ -120,8 +120,8 @@ class Alertmanager(Monitor):
 
 
 @contextmanager
-def prometheus(folder: Path, configuration: Mapping[str, Any]) -> Iterator[Prometheus]:
-    """One that keeps its data in the folder, until the end of the block.
+def prometheus(folder: Path, configuration: Mapping[str, Any], *more: str) -> Iterator[Prometheus]:
+    """One that keeps its data in the folder, until the end of the block. `more` are further options.
 
     Its first scrapes come about five seconds after it is ready. Paths in the configuration are absolute, or relative
     to the folder.
@@ -135,6 +135,7 @@ def prometheus(folder: Path, configuration: Mapping[str, Any]) -> Iterator[Prome
         "--enable-feature=exemplar-storage",
         "--web.enable-lifecycle",
         "--log.level=warn",
+        *more,
     )
     yield from _running(Prometheus, "prometheus", folder, configuration, options)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from app.gameday import events, serving, soak
+from app.gameday import alerts, events, serving, soak
 from app.gameday.serving_report import plot, serving_table_rows
 
 Say = Callable[[str], None]
@@ -87,9 +87,18 @@ def _soak(order: Order, folder: Path) -> Result:
     return Result(title, header, rows, report.passed, report.to_json())
 
 
-# The soak is no game day of its own: it is asked for by its name.
+def _alerts(order: Order, folder: Path) -> Result:
+    plan = replace(alerts.SHORT if order.is_short else alerts.FULL, seed=order.seed)
+    report = alerts.run_alerts_gameday(plan, folder, order.with_kafka and not order.is_short, order.say)
+    header, *rows = alerts.alerts_table_rows(report)
+    title = f"alerts: a minute of the rules takes {60 * report.pace:g} s, seed {order.seed}"
+    return Result(title, header, rows, report.passed, report.to_json())
+
+
+# The soak is no game day of its own, and alerts need Prometheus: these are asked for by their names.
 ALL = ("events", "serving")
 SCENARIOS: Mapping[str, Callable[[Order, Path], Result]] = {
+    "alerts": _alerts,
     "events": _events,
     "serving": _serving,
     "soak": _soak,

@@ -45,6 +45,7 @@ class Senders:
         self._rate = rate
         self._due: queue.SimpleQueue = queue.SimpleQueue()
         self._is_stopped = threading.Event()
+        self._is_abandoned = threading.Event()
         self._lock = threading.Lock()
         self._sent = Sent()
         self._threads = [threading.Thread(target=self._schedule)]
@@ -59,6 +60,11 @@ class Senders:
         self._is_stopped.set()
         for thread in self._threads:
             thread.join()
+
+    def abandon(self) -> None:
+        """Ends without waiting for what is not acknowledged yet."""
+        self._is_abandoned.set()
+        self.stop()
 
     def take(self) -> Sent:
         """What was seen since the last time."""
@@ -83,7 +89,9 @@ class Senders:
         connection = HTTPConnection("127.0.0.1", self._port, timeout=TIMEOUT_S)
         for due_s, event in iter(self._due.get, None):
             is_first = True
-            while not self._try(connection, event, due_s if is_first else None):
+            while not (
+                self._is_abandoned.is_set() or self._try(connection, event, due_s if is_first else None)
+            ):
                 is_first = False
                 time.sleep(PAUSE_S)
         connection.close()

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from app.adapters.database import batch_database
 from app.gameday.accounts import last_received_at, stored_counts
-from app.gameday.broker import Broker
+from app.gameday.broker import Broker, gone
 from app.gameday.judging import Moments, Phase
 from app.gameday.senders import Senders, Sent, made_up_events
 from app.gameday.serving_data import PROPOSITIONS, USERS
@@ -47,16 +47,8 @@ class KafkaSide:
 
     @contextmanager
     def gone(self, _: World, moments: Moments) -> Iterator[None]:
-        """A broker that would forget everything is only stopped for a while."""
-        if self.broker.is_durable:
-            self.broker.kill()
-        else:
-            self.broker.pause()
-        yield
-        if self.broker.is_durable:
-            self.broker.start()
-        else:
-            self.broker.resume()
+        with gone(self.broker):
+            yield
         self.back_at, self.waiting = datetime.now(UTC), self._senders.acknowledged()
 
     def judge(self, phase: Phase) -> None:

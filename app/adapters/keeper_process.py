@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from app.adapters.child_process import end_with_parent
+from app.adapters.child_process import end_with_parent, environment_of_child
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +40,10 @@ class KeeperProcess:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._process = subprocess.Popen(
-                COMMAND, pass_fds=(lock,), preexec_fn=partial(end_with_parent, NICENESS)
+                COMMAND,
+                pass_fds=(lock,),
+                env=environment_of_child(),
+                preexec_fn=partial(end_with_parent, NICENESS),
             )
         except BlockingIOError:
             pass  # another worker has it

@@ -8,7 +8,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from app.adapters.child_process import end_with_parent
+from app.adapters.child_process import end_with_parent, environment_of_child
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +41,8 @@ class KeeperProcess:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._process = subprocess.Popen(
                 COMMAND,
-                env=_environment(),
                 pass_fds=(lock,),
+                env=environment_of_child(),
                 preexec_fn=partial(end_with_parent, NICENESS),
             )
         except BlockingIOError:
@@ -54,8 +54,3 @@ class KeeperProcess:
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
-
-
-def _environment() -> dict[str, str]:
-    """Without the folder of the workers' metrics, to which Feast would add its own, and which ends before the keeper."""
-    return {name: value for name, value in os.environ.items() if name != "PROMETHEUS_MULTIPROC_DIR"}

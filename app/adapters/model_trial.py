@@ -5,7 +5,7 @@ import subprocess
 import sys
 from functools import partial
 
-from app.adapters.child_process import end_with_parent
+from app.adapters.child_process import end_with_parent, environment_of_child
 from app.adapters.model_store import ModelStore
 from app.domain.errors import ModelRefused, StoreUnavailable
 
@@ -33,6 +33,7 @@ def require_fast_if_large(store: ModelStore, version: str) -> None:
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
+            env=environment_of_child(),
             preexec_fn=partial(end_with_parent, _LOWEST_PRIORITY),
         )
     except (subprocess.TimeoutExpired, OSError) as error:

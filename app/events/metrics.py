@@ -1,6 +1,7 @@
 """What a projector tells of itself, and of what came of slates."""
 
 import math
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -134,7 +135,7 @@ class OutcomeMetrics:
     def name_categories(self, names: Collection[str]) -> None:
         """These are told apart from now on; those that were before and are not any more are forgotten."""
         for gone in self._categories - set(names):
-            self._of_categories.remove_by_labels({"category": gone})
+            _forget(self._of_categories, category=gone)
         self._categories = set(names)
         for name in names:
             self._begin(self._of_categories, name)
@@ -159,12 +160,19 @@ class OutcomeMetrics:
         if len(self._versions) > MOST_VERSIONS:
             oldest = next(iter(self._versions))
             del self._versions[oldest]
-            self._outcomes.remove_by_labels({"model_version": oldest})
+            _forget(self._outcomes, model_version=oldest)
 
     def _begin(self, counter: Counter, *labels: str) -> None:
         """With 0, so that there are clicks where there are impressions."""
         for event_type in EventType:
             counter.labels(event_type, *labels)
+
+
+def _forget(counter: Counter, **labels: str) -> None:
+    with warnings.catch_warnings():
+        # Not possible with several processes, it says, as soon as Feast has set a variable; a projector is alone.
+        warnings.simplefilter("ignore", UserWarning)
+        counter.remove_by_labels(labels)
 
 
 def _age_s(moment: datetime) -> float:

@@ -124,6 +124,7 @@ def test_a_worker_that_is_killed_takes_its_gauges_with_it_and_leaves_what_it_cou
     for metrics in seen:
         assert {name: metrics.get(name) for name in counted} == counted
     assert not list(service.folder.glob(f"*_{victim}.*"))
+    assert {name[0].split("_")[0] for name in seen[-1]} == {"flask", "propositions"}
     assert named(seen[-1], "propositions_started_timestamp_seconds") > named(
         before, "propositions_started_timestamp_seconds"
     )

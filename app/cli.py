@@ -55,6 +55,9 @@ def add_plugin_commands() -> None:
 
 
 def main() -> None:
+    if not sys.stderr.isatty():
+        # stdout is for what a command prints; where nobody looks on, its warnings are lines like those of the service.
+        configure_logging("WARNING", stream=sys.stderr)
     add_plugin_commands()
     try:
         app()
@@ -197,11 +200,12 @@ def snapshot(
     if not follow:
         console.print(f"{take_snapshot(config):,} propositions")
         return
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, "keeper")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    follow_news(config, stop)
+    with end_logged():
+        follow_news(config, stop)
 
 
 @app.command()
@@ -218,7 +222,7 @@ def project(
 
     prepare_projector_process()
     config = load_settings()
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, "projector")
     if not follow:
         with only_projector(config) as projector:
             console.print(f"folded {projector.run():,} events")
@@ -234,13 +238,23 @@ def project(
     metrics = ProjectorMetrics(registry)
     on_folded = count_outcomes(config, registry)
     tracer = build_tracer(config, "projector")
-    with intake_beside(config, stop, registry, tracer):
+    with end_logged(), intake_beside(config, stop, registry, tracer):
         while not stop.is_set():
             try:
                 follow_events(config, metrics, on_folded, stop, tracer)
             except StoreUnavailable as error:
                 log.warning("projection waits: %s", error)
             stop.wait(STANDBY_S)
+
+
+@contextmanager
+def end_logged() -> Iterator[None]:
+    """A process that nobody looks on tells in its log why it ends."""
+    try:
+        yield
+    except PropositionsError as error:
+        log.error("%s", error)
+        raise typer.Exit(1) from error
 
 
 @app.command("rebuild-features")

@@ -25,9 +25,15 @@ forwarder_headers = ""
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"lines": {"()": "app.api.logs.KeyMaskingFormatter"}},
+    "formatters": {"lines": {"()": "app.api.logs.EcsFormatter", "role": "web"}},
+    "filters": {"privacy": {"()": "app.api.logs.GunicornPrivacy"}},
     "handlers": {
-        "lines": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stdout"}
+        "lines": {
+            "class": "logging.StreamHandler",
+            "formatter": "lines",
+            "filters": ["privacy"],
+            "stream": "ext://sys.stdout",
+        }
     },
     "loggers": {"gunicorn.error": {"level": "INFO", "handlers": ["lines"], "propagate": False}},
     "root": {"level": "INFO", "handlers": ["lines"]},

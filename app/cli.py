@@ -22,6 +22,7 @@ from app.domain.errors import ConfigurationError, PropositionsError, StoreUnavai
 from app.features.slots import ALL_SLOTS
 from app.kafka_commands import kafka
 from app.key_commands import keys
+from app.log_commands import logs
 from app.settings import Settings, describe_settings, load_settings
 
 EXIT_REJECTS = 3
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(kafka)
 app.add_typer(keys)
+app.add_typer(logs)
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 

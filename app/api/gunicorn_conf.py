@@ -35,7 +35,11 @@ logconfig_dict = {
             "stream": "ext://sys.stdout",
         }
     },
-    "loggers": {"gunicorn.error": {"level": "INFO", "handlers": ["lines"], "propagate": False}},
+    "loggers": {
+        "gunicorn.error": {"level": "INFO", "handlers": ["lines"], "propagate": False},
+        # Tells of its own parts when it is imported, before a worker sets up its log.
+        "alembic": {"level": "WARNING"},
+    },
     "root": {"level": "INFO", "handlers": ["lines"]},
 }
 keepalive = 75

@@ -113,7 +113,7 @@ def test_all_lines_of_a_request_have_its_id_and_its_trace(make_client, capsys):
     assert (warning["message"], warning["log.level"]) == ("about to fail", "warning")
     assert failure["error"]["type"] == "ZeroDivisionError"
     assert (outcome["log.level"], outcome["event"]["outcome"]) == ("error", "failure")
-    assert outcome["event"]["reason"] == "Internal Server Error"
+    assert outcome["event"]["reason"] == "bug"
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from app.domain.errors import ConfigurationError, PropositionsError, StoreUnavai
 from app.features.slots import ALL_SLOTS
 from app.kafka_commands import kafka
 from app.key_commands import keys
+from app.log_commands import logs
 from app.settings import Settings, describe_settings, load_settings
 
 EXIT_REJECTS = 3
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.add_typer(kafka)
 app.add_typer(keys)
+app.add_typer(logs)
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -60,6 +62,9 @@ def add_plugin_commands() -> None:
 
 
 def main() -> None:
+    if not sys.stderr.isatty():
+        # stdout is for what a command prints; where nobody looks on, its warnings are lines like those of the service.
+        configure_logging("WARNING", stream=sys.stderr)
     add_plugin_commands()
     try:
         app()
@@ -212,11 +217,12 @@ def snapshot(
     if not follow:
         console.print(f"{take_snapshot(config):,} propositions")
         return
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, "keeper")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    follow_news(config, stop)
+    with end_logged():
+        follow_news(config, stop)
 
 
 @app.command()
@@ -233,7 +239,7 @@ def project(
 
     prepare_projector_process()
     config = load_settings()
-    configure_logging(config.log_level)
+    configure_logging(config.log_level, "projector")
     if not follow:
         with only_projector(config) as projector:
             console.print(f"folded {projector.run():,} events")
@@ -249,13 +255,23 @@ def project(
     metrics = ProjectorMetrics(registry)
     on_folded = count_outcomes(config, registry)
     tracer = build_tracer(config, "projector")
-    with intake_beside(config, stop, registry, tracer):
+    with end_logged(), intake_beside(config, stop, registry, tracer):
         while not stop.is_set():
             try:
                 follow_events(config, metrics, on_folded, stop, tracer)
             except StoreUnavailable as error:
                 log.warning("projection waits: %s", error)
             stop.wait(STANDBY_S)
+
+
+@contextmanager
+def end_logged() -> Iterator[None]:
+    """A process that nobody looks on tells in its log why it ends."""
+    try:
+        yield
+    except PropositionsError as error:
+        log.error("%s", error)
+        raise typer.Exit(1) from error
 
 
 @app.command("rebuild-features")

@@ -35,8 +35,8 @@ class Store:
         return True
 
 
-def suggest(request, now, budget):
-    return Slate("r1", now, (), Strategy.DEFAULT, None, DegradationLevel.STATIC_DEFAULT, {}, 0)
+def suggest(request, request_id, now, budget):
+    return Slate(request_id, now, (), Strategy.DEFAULT, None, DegradationLevel.STATIC_DEFAULT, {}, 0)
 
 
 def record(events):

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
-from flask import Response
+from flask import Response, g
 from flask_openapi import APIBlueprint, Tag
 from pydantic import BaseModel
 from werkzeug.exceptions import BadRequest
@@ -40,6 +40,8 @@ def event_routes(
         if not events:
             count(EventOutcome.REJECTED, None, len(submission.items))
             return unprocessable(_problems(submission))
+        if len(events) == 1:
+            g.user_id = events[0].user_id
         receipt = record(events)
         outcomes = list(_outcomes(submission, receipt))
         by_outcome = Counter((told["outcome"], told["stored_in"]) for told in outcomes)

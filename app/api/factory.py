@@ -20,9 +20,9 @@ from app.api.events import event_routes
 from app.api.exemplars import Exemplars
 from app.api.health import DependencyStatus, health_routes
 from app.api.http_metrics import HttpMetrics
-from app.api.logs import log_requests
 from app.api.problems import Problem, describe_problems, invalid_body, register_error_handlers
 from app.api.rate_limits import Counts, limit_rates
+from app.api.request_log import log_requests
 from app.api.schemas import EventOutcome
 from app.api.security_headers import SecurityHeaders
 from app.api.suggest import suggest_routes
@@ -97,7 +97,7 @@ def create_app(settings: Settings, services: ApiServices, registry: CollectorReg
     app.url_map.converters["id"] = IdConverter
     app.url_map.merge_slashes = False
     trace_requests(app, services.tracer)
-    log_requests(app)
+    log_requests(app, settings)
     identify_callers(app, services.find_key)
     limit_rates(app, settings, services.rate_counts)
     authorize_callers(app, settings)

@@ -25,11 +25,21 @@ forwarder_headers = ""
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"lines": {"()": "app.api.logs.KeyMaskingFormatter"}},
+    "formatters": {"lines": {"()": "app.api.logs.EcsFormatter", "role": "web"}},
+    "filters": {"privacy": {"()": "app.api.logs.GunicornPrivacy"}},
     "handlers": {
-        "lines": {"class": "logging.StreamHandler", "formatter": "lines", "stream": "ext://sys.stdout"}
+        "lines": {
+            "class": "logging.StreamHandler",
+            "formatter": "lines",
+            "filters": ["privacy"],
+            "stream": "ext://sys.stdout",
+        }
     },
-    "loggers": {"gunicorn.error": {"level": "INFO", "handlers": ["lines"], "propagate": False}},
+    "loggers": {
+        "gunicorn.error": {"level": "INFO", "handlers": ["lines"], "propagate": False},
+        # Tells of its own parts when it is imported, before a worker sets up its log.
+        "alembic": {"level": "WARNING"},
+    },
     "root": {"level": "INFO", "handlers": ["lines"]},
 }
 keepalive = 75

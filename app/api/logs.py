@@ -1,83 +1,89 @@
 """Logs: one JSON object a line on stdout, in the Elastic Common Schema."""
 
 import logging
-import os
+import re
+import socket
 import sys
-import time
-import uuid
-from contextlib import suppress
-from datetime import UTC, datetime
+import threading
+from functools import cache
+from importlib.metadata import version
+from typing import Any, TextIO
 
 import ecs_logging
-import orjson
-from flask import Flask, Response, g, request
+from flask import g, has_request_context
 
-from app.domain.access import has_key, mask_keys
+from app.domain.access import mask_keys
 
-ECS_VERSION = "1.6.0"
-MAX_REQUEST_ID = 100
+ECS_VERSION = "8.11.0"
+SERVICE = "propositions"
+DISTRIBUTION = "predictive-propositions"
+# What PostgreSQL adds to an error: the row that it is about, with whatever stands in it.
+_ROWS = re.compile(r"^(DETAIL|CONTEXT):.*", re.MULTILINE)
 
 
-class KeyMaskingFormatter(ecs_logging.StdlibFormatter):
-    """Lines in the Elastic Common Schema, in which no API key stands, whoever wrote it into a message."""
+class EcsFormatter(ecs_logging.StdlibFormatter):
+    """Lines with what tells the process and the request that they belong to, and with no API key or row of a table.
+
+    `role` is the kind of process: web, keeper, projector or command.
+    """
+
+    def __init__(self, role: str = "command") -> None:
+        # The text as it was logged stands in the message.
+        super().__init__(exclude_fields=("log.original",), ensure_ascii=True)
+        self._role = role
 
     def format(self, record: logging.LogRecord) -> str:
         return mask_keys(super().format(record))
 
+    def format_to_ecs(self, record: logging.LogRecord) -> dict[str, Any]:
+        line = super().format_to_ecs(record)
+        line["ecs.version"] = ECS_VERSION
+        line["service"] = service_fields(self._role)
+        line["message"] = _ROWS.sub(r"\1: ...", line["message"])
+        if "message" in line.get("error", {}):
+            line["error"]["message"] = _ROWS.sub(r"\1: ...", line["error"]["message"])
+        if has_request_context() and (describe := g.get("describe_request")) is not None:
+            line |= describe()
+        return line
 
-def configure_logging(level: str) -> None:
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(KeyMaskingFormatter())
+
+class GunicornPrivacy(logging.Filter):
+    """Takes addresses of clients and paths of requests, which may hold ids of persons, out of gunicorn's own lines."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = str(record.msg)
+        if text.startswith("Invalid request from ip="):
+            error = sys.exc_info()[0]
+            record.msg, record.args = "invalid request: %s", (error.__name__ if error else "unknown",)
+        elif text.startswith("Error handling request "):
+            record.msg, record.args = "a request could not be handled", ()
+        return True
+
+
+@cache
+def service_fields(role: str) -> dict[str, Any]:
+    return {
+        "name": SERVICE,
+        "version": version(DISTRIBUTION),
+        "node": {"name": socket.gethostname(), "roles": [role]},
+    }
+
+
+def configure_logging(level: str, role: str = "command", stream: TextIO | None = None) -> None:
+    """Has everything that this process logs written to `stream` (stdout), also what ends a thread or the process."""
+    handler = logging.StreamHandler(stream or sys.stdout)
+    handler.setFormatter(EcsFormatter(role))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)
     # Chatty at INFO, and about their own inner life only.
     for name in ("feast", "alembic", "urllib3", "flask-limiter"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    sys.excepthook = log_the_end
+    threading.excepthook = lambda ended: log_the_end(ended.exc_type, ended.exc_value, ended.exc_traceback)
 
 
-def log_requests(app: Flask) -> None:
-    """Gives every request an id (the caller's `X-Request-Id`, if it is a sane one) and logs its outcome.
-
-    The lines are written without the logging library, which took a tenth of the time of a request.
-    """
-    is_logged = logging.getLogger("app.access").isEnabledFor(logging.INFO)
-    process = {"pid": os.getpid()}
-
-    @app.before_request
-    def begin() -> None:
-        given = request.headers.get("X-Request-Id", "")
-        is_sane = 0 < len(given) <= MAX_REQUEST_ID and given.isascii() and given.isprintable()
-        is_sane = is_sane and not has_key(given)
-        g.request_id = given if is_sane else str(uuid.uuid4())
-        g.started = time.perf_counter()
-
-    @app.after_request
-    def end(response: Response) -> Response:
-        request_id, method, status = g.request_id, request.method, response.status_code
-        route = request.url_rule.rule if request.url_rule else None
-        response.headers["X-Request-Id"] = request_id
-        if is_logged:
-            line = {
-                "@timestamp": datetime.now(UTC),
-                "log.level": "info",
-                # Not the path: it may hold the id of a person, and logs outlive whom we forget.
-                "message": f"{method} {route} {status}" if route else f"{method} {status}",
-                "ecs.version": ECS_VERSION,
-                "log": {"logger": "app.access"},
-                "process": process,
-                "http": {
-                    "request": {"id": request_id, "method": method},
-                    "response": {"status_code": status},
-                    "route": route,
-                },
-                "event": {"duration": int((time.perf_counter() - g.started) * 1e9)},
-            }
-            if api_key := g.get("api_key"):
-                line["labels"] = {"key_id": api_key.key_id}
-            # On a full disk, or when whoever collects is gone, the line is lost, not the answer.
-            with suppress(OSError, ValueError):
-                sys.stdout.write(orjson.dumps(line, option=_LINE).decode())
-                sys.stdout.flush()
-        return response
-
-
-_LINE = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
+def log_the_end(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:
+    """Instead of a trace on stderr, of many lines that are no JSON."""
+    if issubclass(kind, (SystemExit, KeyboardInterrupt)):
+        return
+    logging.getLogger(__name__).critical("ended by an error", exc_info=(kind, error, trace))

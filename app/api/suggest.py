@@ -4,13 +4,14 @@ from datetime import UTC, datetime, tzinfo
 from functools import lru_cache
 
 import orjson
-from flask import Response, request
+from flask import Response, g, request
 from flask_openapi import APIBlueprint, Tag
 
 from app.api.problems import InvalidField
 from app.api.schemas import SuggestIn, SuggestOut
 from app.domain.budget import TimeBudget
 from app.domain.context import complete_context, context_key
+from app.domain.ids import new_id
 from app.domain.tracing import current_span
 from app.domain.types import Filters, RankedProposition, Slate, SuggestRequest
 from app.serving.suggest import Suggest
@@ -38,7 +39,9 @@ def suggest_routes(
             min(_asked_deadline_ms(), deadline_ms) / 1_000, on_stage=None if span is None else span.add
         )
         now = datetime.now(UTC)
-        slate = suggest(_to_request(body, now), now, budget)
+        # Lines that are logged while the slate is ranked belong to its decision, too.
+        g.decision_id, g.user_id, g.budget = new_id(), body.user_id, budget
+        g.slate = slate = suggest(_to_request(body, now), g.decision_id, now, budget)
         response = Response(_to_json(slate), mimetype="application/json")
         response.headers["Server-Timing"] = _server_timing(budget)
         return response

@@ -30,7 +30,7 @@ from app.api.factory import ApiServices, create_app
 from app.api.gunicorn_worker import Departure
 from app.api.health import DependencyStatus
 from app.api.http_metrics import LATENCY_BUCKETS_S
-from app.api.logs import configure_logging
+from app.api.logs import configure_logging, log_the_end
 from app.api.metrics import EventMetrics, ResilienceMetrics, ServingMetrics
 from app.api.overload import Overload
 from app.api.saturation import SaturationMetrics
@@ -253,7 +253,8 @@ def _finish_erasures(forget_user: ForgetUser) -> None:
 def web() -> Flask:
     """The application of one gunicorn worker. Call it after the fork."""
     settings = load_settings()
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, "web")
+    gevent.get_hub().print_exception = lambda context, *ended: log_the_end(*ended)
     wait_cooperatively(settings.database_timeout_ms / 1_000)
     started_s = time.time()
     keeper = KeeperProcess(settings.snapshot_dir)

@@ -1,6 +1,5 @@
 """A Kafka broker on this machine, for tests and game days: Apache Kafka's own, else a stand-in from a wheel."""
 
-import fcntl
 import os
 import shutil
 import signal
@@ -18,24 +17,14 @@ from confluent_kafka.admin import AdminClient
 from app.adapters.child_process import end_with_parent
 from app.adapters.free_ports import free_port
 from app.domain.errors import ConfigurationError, StoreUnavailable
+from app.gameday import maven
 
 KAFKA_VERSION = "4.3.1"
-RESOLVER = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:build-classpath"
-RESOLVE_TIMEOUT_S = 300.0
 # In production it is not on the service's machine.
 NICENESS = 5
 START_TIMEOUT_S = 60.0
 JAVA = ("java", "-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 CLUSTER_ID = "cHJvcG9zaXRpb25zLS0tLQ"
-
-_POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
-  <modelVersion>4.0.0</modelVersion>
-  <groupId>propositions</groupId><artifactId>broker</artifactId><version>1</version>
-  <dependencies><dependency>
-    <groupId>org.apache.kafka</groupId><artifactId>kafka_2.13</artifactId><version>{KAFKA_VERSION}</version>
-  </dependency></dependencies>
-</project>
-"""
 
 _PROPERTIES = """process.roles=broker,controller
 node.id=1
@@ -136,12 +125,14 @@ class ApacheKafka(Broker):
     def __init__(self, folder: Path) -> None:
         """Raises ConfigurationError: Java, Maven or the jars are not to be had."""
         super().__init__(folder)
-        self._classpath = kafka_classpath()
+        self._classpath = maven.classpath(
+            f"kafka-{KAFKA_VERSION}", [f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}"]
+        )
         self._properties = folder / "server.properties"
         self._properties.write_text(
             _PROPERTIES.format(port=self._port, controller_port=self._controller_port, folder=folder)
         )
-        _run(self._java("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", self._properties))
+        maven.run(self._java("kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", self._properties))
 
     def _command(self) -> list[str]:
         return self._java("kafka.Kafka", self._properties)
@@ -220,34 +211,3 @@ def gone(broker: Broker) -> Iterator[None]:
         broker.start()
     else:
         broker.resume()
-
-
-def kafka_classpath() -> str:
-    """The jars of Apache Kafka in the local Maven repository; Maven fetches them the first time.
-
-    Raises:
-        ConfigurationError: Java or Maven is missing, or Maven does not get the jars.
-    """
-    for program in ("java", "mvn"):
-        if shutil.which(program) is None:
-            raise ConfigurationError(f"`{program}` is not installed")
-    folder = Path.home() / ".m2" / f"propositions-kafka-{KAFKA_VERSION}"
-    folder.mkdir(parents=True, exist_ok=True)
-    known = folder / "classpath"
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not known.exists() or not all(os.path.exists(jar) for jar in known.read_text().split(":")):
-            pom, found = folder / "pom.xml", folder / "found"
-            pom.write_text(_POM)
-            _run(["mvn", "-q", "-B", "-f", str(pom), RESOLVER, f"-Dmdep.outputFile={found}"])
-            found.rename(known)
-    return known.read_text()
-
-
-def _run(command: list[str]) -> None:
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=RESOLVE_TIMEOUT_S)
-    except subprocess.CalledProcessError as error:
-        raise ConfigurationError(f"`{command[0]}` failed: {(error.stdout + error.stderr)[-500:]}") from error
-    except subprocess.TimeoutExpired as error:
-        raise ConfigurationError(f"`{command[0]}` took longer than {RESOLVE_TIMEOUT_S:g} s") from error

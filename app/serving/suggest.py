@@ -1,6 +1,5 @@
 """The suggest use case: rank, then hand the decision to its log, off the request's path."""
 
-import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime
 
@@ -23,8 +22,8 @@ class Suggest:
         self._on_decision = on_decision
         self._on_stages = on_stages
 
-    def __call__(self, request: SuggestRequest, now: datetime, budget: TimeBudget) -> Slate:
-        slate = self._ranker.rank(request, str(uuid.uuid4()), now, budget)
+    def __call__(self, request: SuggestRequest, request_id: str, now: datetime, budget: TimeBudget) -> Slate:
+        slate = self._ranker.rank(request, request_id, now, budget)
         self._on_decision(request, slate)
         self._on_stages(budget.stages_s)
         span = current_span()

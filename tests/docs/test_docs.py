@@ -208,6 +208,7 @@ def test_files_that_the_documents_point_to_exist():
         "docs/architecture.md",
         "docs/events.md",
         "docs/gameday.md",
+        "docs/logs.md",
         "docs/metrics.md",
         "docs/observability.md",
         "docs/resilience.md",

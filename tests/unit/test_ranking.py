@@ -273,7 +273,7 @@ def test_a_decision_is_logged_off_the_path_of_the_request():
     queue = DecisionQueue(log, size=10, on_drop=lambda n: None)
     suggest = Suggest(rankers(None), queue.put)
 
-    slate = suggest(request(), NOON, plenty())
+    slate = suggest(request(), "r", NOON, plenty())
 
     assert log.stored == []
     queue.flush()
@@ -287,7 +287,7 @@ def test_decisions_wait_while_their_store_is_down_and_are_dropped_beyond_the_bou
     log.is_down = True
 
     for _ in range(3):
-        suggest(request(), NOON, plenty())
+        suggest(request(), "r", NOON, plenty())
     queue.flush()
     log.is_down = False
     queue.flush()

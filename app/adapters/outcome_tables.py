@@ -1,12 +1,12 @@
 """What came of slates, and how the tables stand as a whole: aggregates for metrics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import Connection, text
 
 from app.adapters.database import Database
-from app.domain.outcomes import NONE, OTHER, CategoryOutcomes, SlateOutcomes
+from app.domain.outcomes import NONE, CategoryOutcomes, SlateOutcomes
 from app.domain.types import EventType
 from app.features.fold import COUNTER_VIEWS, FOLDED_VIEWS
 from app.features.schema import EntityName
@@ -21,11 +21,9 @@ _FIRST_LOOK = timedelta(hours=1)
 # other months alone.
 _OUTCOMES = text(f"""
     WITH happened AS (
-        SELECT event_type, request_id, count(*) AS n,
-               CASE WHEN category IS NULL THEN '{NONE}'
-                    WHEN category = ANY(:categories) THEN category ELSE '{OTHER}' END AS category
+        SELECT event_type, request_id, coalesce(category, '{NONE}') AS category, count(*) AS n
         FROM events WHERE received_at > :after AND received_at <= :until
-        GROUP BY event_type, request_id, 4
+        GROUP BY event_type, request_id, 3
     ), slates AS (
         SELECT wanted.request_id, ranked.strategy, coalesce(ranked.model_version, '{NONE}') AS model_version
         FROM (SELECT DISTINCT request_id FROM happened) AS wanted CROSS JOIN LATERAL (
@@ -60,9 +58,9 @@ class OutcomeTables:
         self._database = database
 
     def outcomes(
-        self, after: datetime, until: datetime, categories: Sequence[str]
+        self, after: datetime, until: datetime
     ) -> tuple[list[SlateOutcomes], list[CategoryOutcomes]]:
-        """Of the events that were received after one moment and until another; only these categories by name."""
+        """Of the events that were received after one moment and until another."""
         moments = {
             "after": after,
             "until": until,
@@ -72,8 +70,8 @@ class OutcomeTables:
         slates: list[SlateOutcomes] = []
         of_categories: list[CategoryOutcomes] = []
         with self._database.transaction() as connection:
-            rows = connection.execute(_OUTCOMES, {**moments, "categories": list(categories)})
-            for event_type, strategy, version, category, is_of_slates, count in rows:
+            for row in connection.execute(_OUTCOMES, moments):
+                event_type, strategy, version, category, is_of_slates, count = row
                 if is_of_slates:
                     slates.append(SlateOutcomes(EventType(event_type), strategy, version, count))
                 else:
@@ -88,6 +86,8 @@ class OutcomeTables:
     def shown_share(self, since: datetime) -> float | None:
         """Of the active propositions, those that had an event since a moment; None if there are none."""
         with self._database.transaction() as connection:
+            # It may take a second, but no more processors than one from those who wait.
+            connection.execute(text("SET LOCAL max_parallel_workers_per_gather = 0"))
             return connection.execute(_SHOWN_SHARE, {"since": since}).scalar_one()
 
     def newest_rows(self, known: Mapping[str, datetime]) -> dict[str, datetime]:

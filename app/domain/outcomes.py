@@ -20,7 +20,7 @@ class SlateOutcomes:
 
 @dataclass(frozen=True, slots=True)
 class CategoryOutcomes:
-    """Events of propositions of a category; `NONE` and `OTHER` are such, too."""
+    """Events of propositions of a category; `category` is `NONE` for those without."""
 
     event_type: EventType
     category: str

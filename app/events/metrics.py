@@ -129,7 +129,8 @@ class OutcomeMetrics:
             named = version if version == NONE or version in self._versions else OTHER
             self._outcomes.labels(of_slates.event_type, of_slates.strategy, named).inc(of_slates.count)
         for of_category in categories:
-            named = of_category.category if of_category.category in self._categories | {NONE} else OTHER
+            category = of_category.category
+            named = category if category == NONE or category in self._categories else OTHER
             self._of_categories.labels(of_category.event_type, named).inc(of_category.count)
 
     def name_categories(self, names: Collection[str]) -> None:

@@ -8,12 +8,13 @@ is in PostgreSQL. What waits for that is lost with its process.
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 from app.domain.errors import StoreUnavailable
 from app.domain.outcomes import CategoryOutcomes, SlateOutcomes
+from app.events.metrics import OutcomeMetrics
 
 log = logging.getLogger(__name__)
 
@@ -32,20 +33,11 @@ class OutcomeTables(Protocol):
     """See `app.adapters.outcome_tables.OutcomeTables`. All methods raise StoreUnavailable."""
 
     def outcomes(
-        self, after: datetime, until: datetime, categories: Sequence[str]
+        self, after: datetime, until: datetime
     ) -> tuple[Sequence[SlateOutcomes], Sequence[CategoryOutcomes]]: ...
     def largest_categories(self, most: int) -> Sequence[str]: ...
     def shown_share(self, since: datetime) -> float | None: ...
     def newest_rows(self, known: Mapping[str, datetime]) -> Mapping[str, datetime]: ...
-
-
-class OutcomeMetrics(Protocol):
-    """See `app.events.metrics.OutcomeMetrics`."""
-
-    def came_of(self, slates: Sequence[SlateOutcomes], categories: Sequence[CategoryOutcomes]) -> None: ...
-    def name_categories(self, names: Collection[str]) -> None: ...
-    def covers(self, share: float | None) -> None: ...
-    def newest(self, rows: Mapping[str, datetime]) -> None: ...
 
 
 class Outcomes:
@@ -62,7 +54,6 @@ class Outcomes:
         self._now, self._ripe_after = now, ripe_after
         self._lock = threading.Lock()
         self._waiting: list[tuple[datetime, datetime]] = []
-        self._categories: Sequence[str] = ()
         self._newest: Mapping[str, datetime] = {}
         self._look_due_s = 0.0
         self._problem: str | None = None
@@ -88,8 +79,7 @@ class Outcomes:
 
     def _look(self) -> None:
         began_s = time.monotonic()
-        self._categories = self._tables.largest_categories(MOST_CATEGORIES)
-        self._metrics.name_categories(self._categories)
+        self._metrics.name_categories(self._tables.largest_categories(MOST_CATEGORIES))
         self._metrics.covers(self._tables.shown_share(self._now() - SHOWN_WITHIN))
         self._newest = self._tables.newest_rows(self._newest)
         self._metrics.newest(self._newest)
@@ -103,7 +93,7 @@ class Outcomes:
             try:
                 if until > now - COUNTED_FOR:
                     after = max(after, now - COUNTED_FOR)
-                    self._metrics.came_of(*self._tables.outcomes(after, until, self._categories))
+                    self._metrics.came_of(*self._tables.outcomes(after, until))
             except StoreUnavailable:
                 with self._lock:
                     self._waiting.insert(0, span)

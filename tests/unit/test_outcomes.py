@@ -19,7 +19,7 @@ class FakeTables:
     def __init__(self):
         self.counted, self.looks, self.is_down = [], 0, False
 
-    def outcomes(self, after, until, categories):
+    def outcomes(self, after, until):
         if self.is_down:
             raise StoreUnavailable("down")
         self.counted.append((seconds(after), seconds(until)))

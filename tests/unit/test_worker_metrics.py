@@ -117,7 +117,7 @@ def test_tallies_are_seen_by_others_when_they_are_flushed_and_always_here(is_flu
     registry = CollectorRegistry()
     rows = TallyCounter("rows", "-", ["state"], registry=registry)
     seconds = TallyHistogram("seconds", "-", ["stage"], buckets=BUCKETS, registry=registry)
-    for amount in (0.1, 0.2, 3.0):
+    for amount in (0.1, 0.2, 0.3, 3.0):
         rows.labels("fresh").inc(2)
         seconds.labels("score").observe(amount)
 
@@ -126,9 +126,9 @@ def test_tallies_are_seen_by_others_when_they_are_flushed_and_always_here(is_flu
         seconds.flush()
 
     seen = shown()
-    assert seen["rows_total{fresh}"] == (6 if is_flushed else 0)
-    assert seen["seconds_bucket{score,1.0}"] == (2 if is_flushed else 0)
-    assert registry.get_sample_value("rows_total", {"state": "fresh"}) == 6
-    assert registry.get_sample_value("seconds_sum", {"stage": "score"}) == pytest.approx(3.3)
+    assert seen["rows_total{fresh}"] == (8 if is_flushed else 0)
+    assert seen["seconds_bucket{score,1.0}"] == (3 if is_flushed else 0)
+    assert registry.get_sample_value("rows_total", {"state": "fresh"}) == 8
+    assert registry.get_sample_value("seconds_sum", {"stage": "score"}) == pytest.approx(3.6)
     assert registry.get_sample_value("seconds_bucket", {"stage": "score", "le": "0.1"}) == 1
-    assert shown()["seconds_count{score}"] == 3
+    assert shown()["seconds_count{score}"] == 4

@@ -47,12 +47,15 @@ class AlertsWorld:
         return self.prometheus.firing()
 
     def receivers(self, alert: str) -> set[str]:
-        """Whom Alertmanager routes it to; nobody, as long as it has not heard of it, or leaves it out for another one."""
+        """Whom Alertmanager routes it to, or the alerts for which it is left out; nobody before it has heard of it."""
+        known = {one["fingerprint"]: one for one in self.alertmanager.alerts()}
+        told = [one for one in known.values() if one["labels"]["alertname"] == alert]
+        told += [known[cause] for one in told for cause in one["status"]["inhibitedBy"] if cause in known]
         return {
             receiver["name"]
-            for known in self.alertmanager.alerts()
-            if known["labels"]["alertname"] == alert and known["status"]["state"] == "active"
-            for receiver in known["receivers"]
+            for one in told
+            if one["status"]["state"] == "active"
+            for receiver in one["receivers"]
         }
 
     def is_well(self) -> bool:

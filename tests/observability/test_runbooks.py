@@ -1,15 +1,20 @@
 """The runbooks have what an alert needs, and what they tell people to run exists."""
 
+import json
 import re
 import shlex
+from collections.abc import Iterator, Mapping
 
 import pytest
 import typer
 import yaml
 
 from app import cli
+from app.gameday.scraping import FILES
 from app.settings import Settings
-from tests.observability.alerting import RUNBOOKS, alerts, runbooks, succeeds
+from tests.observability.alerting import ROOT, RUNBOOKS, alerts, runbooks, succeeds
+
+MAPPINGS = FILES / "elastic/mappings.json"
 
 
 def test_each_alert_has_a_section_and_each_section_an_alert():
@@ -46,6 +51,25 @@ def test_queries_are_ones_that_prometheus_understands(monitoring, tmp_path):
     path.write_text(yaml.safe_dump({"groups": [{"name": "runbooks", "rules": rules}]}))
 
     succeeds(monitoring.find_program("promtool"), "check", "rules", path)
+
+
+def test_searches_in_logs_are_for_fields_and_loggers_that_exist():
+    mapped = set(_fields(json.loads(MAPPINGS.read_text())["template"]["mappings"]["properties"]))
+    searches = re.findall(r"KQL\s+`([^`]+)`", RUNBOOKS.read_text())
+    assert len(searches) > 20
+    for search in searches:
+        fields = re.findall(r"([a-z_]+(?:\.[a-z_]+)*) ?(?::|>=|<)", re.sub(r'"[^"]*"', "", search))
+        assert fields and set(fields) <= mapped, search
+        for logger in re.findall(r'"(app\.[a-z_.]+)"', search):
+            assert (ROOT / logger.replace(".", "/")).with_suffix(".py").exists(), logger
+
+
+def _fields(properties: Mapping, prefix: str = "") -> Iterator[str]:
+    for name, field in properties.items():
+        if "properties" in field:
+            yield from _fields(field["properties"], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
 
 
 def test_commands_and_settings_exist():

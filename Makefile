@@ -23,17 +23,18 @@ test: monitoring
 image-steps: $(VENV)/.dev
 	$(BIN)/python -m pytest -s tests/image
 
-# Dashboards, alerts and scraping, against a real Prometheus and Alertmanager; says what it skips without them.
+# Dashboards, alerts, scraping and logs, against a real Prometheus, Alertmanager and OpenSearch; says what it skips without them.
 observability-test: monitoring
 	$(BIN)/python -m pytest -rs tests/observability
 
-# Prometheus and Alertmanager for tests: what is not on the PATH comes out of Debian's packages, without installing them.
+# Prometheus, Alertmanager and rsyslog for tests: what is not on the PATH comes out of Debian's packages, without installing them.
 monitoring: $(VENV)/.dev
 	$(BIN)/python -m tests.observability.fetch
 
-# Grafana's JSON, from helm/dashboards/.
+# Grafana's JSON, from helm/dashboards/, and what Kibana imports, from helm/kibana/.
 dashboards: $(VENV)/.dev
 	$(BIN)/python -m helm.dashboards
+	$(BIN)/python -m helm.kibana
 
 # Pictures of them in docs/images/, while a service is used and loses its stores: about ten minutes.
 dashboard-screens: monitoring

@@ -19,7 +19,7 @@ import orjson
 from flask import Flask, Request, Response, g, request
 
 from app.api.logs import ECS_VERSION, service_fields
-from app.api.trace_context import current_trace_id
+from app.api.trace_context import current_span_id, current_trace_id
 from app.domain.access import has_key
 from app.domain.ids import new_id
 from app.domain.types import DegradationLevel, Slate
@@ -133,6 +133,8 @@ class RequestLog:
         line.append(f"}},{self._process}")
         if trace_id := current_trace_id():
             line.append(f',"trace":{{"id":"{trace_id}"}}')
+            if span_id := current_span_id():
+                line.append(f',"span":{{"id":"{span_id}"}}')
         if api_key := here.get("api_key"):
             line.append(f',"labels":{{"key_id":"{api_key.key_id}"}}')
         if self._user_fields is not None and (user_id := _user_id()):
@@ -148,6 +150,8 @@ class RequestLog:
             fields["http"]["route"] = request.url_rule.rule
         if trace_id := current_trace_id():
             fields["trace"] = {"id": trace_id}
+        if span_id := current_span_id():
+            fields["span"] = {"id": span_id}
         if decision_id := g.get("decision_id"):
             fields["propositions"] = {"decision": {"id": decision_id}}
         if api_key := g.get("api_key"):

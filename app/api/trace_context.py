@@ -24,6 +24,12 @@ def current_trace_id() -> str | None:
     return None if caller is None else caller.trace_id
 
 
+def current_span_id() -> str | None:
+    """Of the span that is recorded: 16 hexadecimal digits."""
+    span = current_span()
+    return None if span is None else parse_traceparent(span.headers()["traceparent"]).span_id
+
+
 def recorded_trace_id() -> str | None:
     """The same, but only of a trace that is recorded, here or by the caller: one that can be looked at."""
     span = current_span()

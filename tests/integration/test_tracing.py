@@ -14,22 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import xgboost
 from prometheus_client import CollectorRegistry
 
-from app.adapters.feature_store import load_schema, open_feature_store
 from app.adapters.free_ports import free_port
-from app.adapters.model_store import RANKER, ModelStore
 from app.adapters.tracing import OpenTelemetryTracer, open_tracer
 from app.api.factory import create_app
 from app.bootstrap.projector import build_intake, build_projector
 from app.bootstrap.stores import open_import
 from app.bootstrap.web import build_api
-from app.features.assembly import MatrixSpec
 from app.gameday.stack import Program, wait_until
 from app.settings import load_settings
 from tests.builders import count, event, proposition
 from tests.otlp_collector import Collector, attributes, running_collector, tree
+from tests.small_model import activate_small_model
 
 SPAN_ID = "b7ad6b7169203331"
 WITHIN_S = 60.0
@@ -68,7 +65,6 @@ def open_traced(collector) -> Iterator[Callable[[str], OpenTelemetryTracer]]:
 @pytest.fixture
 def world(settings) -> None:
     """Propositions with a history, and a model that reads it."""
-    schema = load_schema(open_feature_store(settings))
     at = datetime.now(UTC) - timedelta(hours=1)
     with open_import(settings) as loader:
         for n in range(6):
@@ -76,26 +72,7 @@ def world(settings) -> None:
             loader.add(event(f"e{n}", "click", f"p{n}", at))
         loader.finish(False)
     build_projector(settings)[0].run()
-    rates = {"click_rate": 0.2, "conversion_rate": 0.1, "dismiss_rate": 0.05}
-    spec = MatrixSpec(
-        schema=schema,
-        half_lives_s=settings.half_lives_s,
-        base_rates=rates,
-        prior_strengths={view.name: dict.fromkeys(rates, 10.0) for view in schema.views if view.has_counters},
-        vocabularies={
-            f"{view.name}.{field.name}": ("sport",)
-            for view in schema.views
-            for field in view.fields
-            if field.kind == "category"
-        },
-        ranks={},
-    )
-    rows = np.random.default_rng(0).random((100, len(spec.columns))).astype(np.float32)
-    data = xgboost.DMatrix(rows, label=rows.sum(axis=1), feature_names=list(spec.columns))
-    booster = xgboost.train({"nthread": 1, "max_depth": 3}, data, num_boost_round=3)
-    store = ModelStore(settings.model_dir, settings.half_lives_s)
-    store.write("m1", {RANKER: bytes(booster.save_raw("json"))}, {"matrix": spec.to_json()})
-    store.activate("m1")
+    activate_small_model(settings, "sport")
 
 
 class Served:

@@ -1,4 +1,4 @@
-"""`python -m tests.observability.fetch`: unpacks what is missing of Prometheus and Alertmanager out of Debian's packages.
+"""`python -m tests.observability.fetch`: unpacks what is missing of Prometheus, Alertmanager and rsyslog out of Debian's packages.
 
 Nothing is installed and no service is started. Where it cannot be done, it says why, and tests skip what they cannot run.
 """
@@ -14,6 +14,9 @@ from app.domain.errors import ConfigurationError
 from app.gameday.monitoring import UNPACKED, find_program
 
 PACKAGES = {"prometheus": ("prometheus", "promtool"), "prometheus-alertmanager": ("alertmanager", "amtool")}
+# The shipper with its output for Elasticsearch, and the libraries that nothing else has brought.
+RSYSLOG = ("rsyslog", "rsyslog-elasticsearch", "libestr0", "libfastjson4")
+RSYSLOGD = UNPACKED.parent / "sbin/rsyslogd"
 # Compiled into Debian's Alertmanager; of the same length, and relative to the folder that it is started in.
 TEMPLATES, RELOCATED = b"/usr/share/prometheus/alertmanager", b"usr//share/prometheus/alertmanager"
 APT = ("apt-get", "--quiet", "--option", "APT::Sandbox::User=root")
@@ -21,6 +24,8 @@ APT = ("apt-get", "--quiet", "--option", "APT::Sandbox::User=root")
 
 def main() -> None:
     missing = [package for package, programs in PACKAGES.items() if not _are_there(programs)]
+    if not RSYSLOGD.exists():
+        missing += RSYSLOG
     if missing:
         try:
             unpack(missing)

@@ -4,14 +4,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from app.gameday.serving_data import questions, write_imports
+import pytest
+
 from app.gameday.stack import Stack, running_stack, wait_until
+from tests.small_model import activate_small_model
 
 TRACE_ID = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACED = {"traceparent": f"00-{TRACE_ID}-00f067aa0ba902b7-01"}
@@ -38,20 +39,23 @@ class ServiceRun:
 
 
 def run_service(folder: Path) -> ServiceRun:
-    """Suggestions by a model and by rules, an event, requests that are wrong, and an outage of PostgreSQL."""
-    imports = write_imports(folder / "imports", 7, datetime.now(UTC))
-    with running_stack(folder / "stack", ENVIRONMENT, ("import", *map(str, imports))) as stack:
-        stack.run("project")
+    """Suggestions by rules and by a model, an event, requests that are wrong, and an outage of PostgreSQL."""
+    with running_stack(folder / "stack", ENVIRONMENT) as stack:
         stack.service.start()
         stack.add_projector()
-        stack.run("train", "--seed", "7")
         stack.wait_until_ready()
-        bodies = list(questions(7, SUGGESTIONS))
-        _, rules = ask(stack, "POST", "/suggest", bodies[0], TRACED)
-        stack.run("models", "promote", "latest", "--force", "--reason", "a test")
-        wait_until(lambda: _strategy(stack, bodies[0]) == "model", 30, "the model does not serve")
-        for body in bodies:
-            ask(stack, "POST", "/suggest", body)
+        catalog = [{"proposition_id": f"p{n}", "title": f"P {n}", "category": "sport"} for n in range(20)]
+        ask(stack, "POST", "/propositions", {"propositions": catalog})
+        _, rules = _suggestion_by(stack, "rules")
+        with pytest.MonkeyPatch.context() as patch:
+            settings = stack.settings()  # which Feast takes from the environment
+            patch.setenv("DATABASE_URL", settings.postgres_url)
+            patch.setenv("REDIS_URL", settings.redis_address)
+            patch.setenv("DATA_DIR", str(settings.data_dir))
+            activate_small_model(settings, "sport")
+        _suggestion_by(stack, "model")
+        for number in range(SUGGESTIONS):
+            ask(stack, "POST", "/suggest", {"user_id": f"u{number % 40}", "limit": 3})
         click = {"event_id": "e-1", "event_type": "click", "proposition_id": "p1", "user_id": "u1"}
         ask(stack, "POST", "/log_event", click, TRACED)
         ask(stack, "POST", "/suggest", {"limit": 0})
@@ -89,8 +93,14 @@ def ask(
         return error.code, json.loads(error.read())
 
 
-def _strategy(stack: Stack, body: Any) -> str:
-    return ask(stack, "POST", "/suggest", body)[1]["strategy"]
+def _suggestion_by(stack: Stack, strategy: str) -> tuple[int, Any]:
+    """A traced one; what answers until then is not."""
+
+    def answer(headers: Mapping[str, str] = {}) -> tuple[int, Any]:
+        return ask(stack, "POST", "/suggest", {"user_id": "u0", "limit": 2}, headers)
+
+    wait_until(lambda: answer()[1]["strategy"] == strategy, 60, f"nothing is suggested by {strategy}")
+    return answer(TRACED)
 
 
 def field_names(line: Mapping[str, Any], path: str = "") -> Iterator[str]:

@@ -1,20 +1,16 @@
 """A real log shipper: rsyslog with its output for Elasticsearch, unpacked from Debian's packages, not installed."""
 
 import os
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from app.adapters.child_process import end_with_parent
 from app.domain.errors import ConfigurationError
+from app.gameday.monitoring import UNPACKED
+from tests.observability.fetch import RSYSLOGD
 
-PACKAGES = ("rsyslog", "rsyslog-elasticsearch", "libestr0", "libfastjson4")
-UNPACKED = Path(sys.prefix) / "rsyslog"
-APT = ("apt-get", "--quiet", "--option", "APT::Sandbox::User=root")
 STOP_TIMEOUT_S = 10.0
 
 _CONFIGURATION = """global(workDirectory="{folder}" maxMessageSize="256k" parser.permitSlashInProgramname="on")
@@ -33,18 +29,12 @@ _INPUT = 'input(type="imfile" file="{path}" tag="propositions" addMetadata="on" 
 
 
 def find_rsyslog() -> Path:
-    """The program; what is missing is unpacked beside the virtual environment's own.
-
-    Raises:
-        ConfigurationError: it is not to be had.
-    """
-    program = UNPACKED / "usr/sbin/rsyslogd"
-    if not program.exists():
-        try:
-            _unpack()
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise ConfigurationError(f"rsyslog cannot be had here: {error}") from error
-    return program
+    """Raises ConfigurationError: it is not to be had."""
+    if not RSYSLOGD.exists():
+        raise ConfigurationError(
+            f"there is no {RSYSLOGD}: run `make monitoring` where Debian's packages are to be had"
+        )
+    return RSYSLOGD
 
 
 @contextmanager
@@ -53,7 +43,7 @@ def shipping(files: Sequence[Path], folder: Path, port: int, index: str) -> Iter
 
     Yields the file with what the server has refused, which is not there if it is nothing.
     """
-    program, (modules,) = find_rsyslog(), UNPACKED.glob("usr/lib/*/rsyslog")
+    program, (modules,) = find_rsyslog(), UNPACKED.parent.glob("lib/*/rsyslog")
     folder.mkdir()
     configuration = folder / "rsyslog.conf"
     inputs = "".join(_INPUT.format(path=path) for path in files)
@@ -75,17 +65,3 @@ def shipping(files: Sequence[Path], folder: Path, port: int, index: str) -> Iter
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _unpack() -> None:
-    with TemporaryDirectory(dir=UNPACKED.parent) as folder:
-        try:
-            subprocess.run([*APT, "download", *PACKAGES], cwd=folder, check=True, capture_output=True)
-        except subprocess.CalledProcessError:
-            subprocess.run([*APT, "update"], check=True, capture_output=True)
-            subprocess.run([*APT, "download", *PACKAGES], cwd=folder, check=True, capture_output=True)
-        draft = Path(folder) / "draft"
-        for archive in Path(folder).glob("*.deb"):
-            subprocess.run(["dpkg-deb", "--extract", archive, draft], check=True, capture_output=True)
-        shutil.rmtree(UNPACKED, ignore_errors=True)
-        draft.rename(UNPACKED)

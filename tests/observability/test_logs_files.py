@@ -8,6 +8,7 @@ import pytest
 import yaml
 from logstash_pipeline_parser import Pipeline
 
+from helm.kibana.objects import FILE, text
 from tests.observability import elastic_files as shipped
 
 STREAM = "logs-propositions-default"
@@ -75,6 +76,18 @@ def test_every_file_is_in_the_document_and_every_file_there_exists():
     named = set(re.findall(r"\b([\w-]+\.(?:json|ya?ml|conf|ndjson))\b", LOGS))
 
     assert named == {path.name for path in shipped.FOLDER.iterdir()}
+
+
+def test_what_kibana_imports_is_what_the_code_makes():
+    assert FILE.read_text() == text()
+
+
+def test_fields_that_runbooks_look_for_are_mapped():
+    queries = re.findall(r"KQL `([^`]*)`", (ROOT / "docs/runbooks.md").read_text())
+
+    assert len(queries) > 10
+    fields = set(re.findall(r"([\w.]+)(?=:| >=)", re.sub(r'"[^"]*"', "", " ".join(queries))))
+    assert fields - {"labels.key_id"} <= set(shipped.mapped_fields())
 
 
 def test_references_of_saved_objects_resolve():

@@ -12,7 +12,8 @@ from pathlib import Path
 from app.gameday.load import Outcome
 from tests.benchmarks.stores import ROOT
 
-CLOSED_CONNECTIONS = 32
+# Enough to keep the workers busy. More would stand in line for longer than the service ranks in full.
+CLOSED_CONNECTIONS = 8
 # Enough that requests share commits.
 MANY_CONNECTIONS = 128
 OPEN_CONNECTIONS = 128

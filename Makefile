@@ -35,7 +35,7 @@ monitoring: $(VENV)/.dev
 dashboards: $(VENV)/.dev
 	$(BIN)/python -m helm.dashboards
 
-# Pictures of them in docs/images/, while a service is used and loses its stores: about eight minutes.
+# Pictures of them in docs/images/, while a service is used and loses its stores: about seven minutes.
 dashboard-screens: monitoring
 	$(BIN)/python -m tests.observability.screens
 

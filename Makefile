@@ -36,7 +36,7 @@ dashboards: $(VENV)/.dev
 	$(BIN)/python -m helm.dashboards
 	$(BIN)/python -m helm.kibana
 
-# Pictures of them in docs/images/, while a service is used and loses its stores: about ten minutes.
+# Pictures of them in docs/images/, while a service is used and loses its stores: about seven minutes.
 dashboard-screens: monitoring
 	$(BIN)/python -m tests.observability.screens
 

@@ -16,7 +16,7 @@ from tests.observability.visitors import Visitors
 
 IMAGES = Path(__file__).parents[2] / "docs/images"
 # Redis is away for so long that somebody is told.
-CALM_S, REDIS_DOWN_S, POSTGRES_FROZEN_S = 60.0, 240.0, 60.0
+CALM_S, REDIS_DOWN_S, POSTGRES_FROZEN_S = 30.0, 150.0, 40.0
 SIDES, PAUSE_S = 2, 1.0
 
 

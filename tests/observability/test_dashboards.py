@@ -1,5 +1,6 @@
 """What can be said of the dashboards without a server; test_panels.py asks a real one."""
 
+import json
 import re
 from itertools import combinations
 from pathlib import Path
@@ -43,6 +44,13 @@ def metrics_in(expression: str) -> set[str]:
 
 def documented_metrics() -> set[str]:
     return set(re.findall(r"^\| `(\w+)` \|", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE))
+
+
+def data_view() -> str:
+    """The id of the logs in Kibana."""
+    saved = [json.loads(line) for line in (FILES / "elastic/kibana.ndjson").read_text().splitlines()]
+    (found,) = (one["id"] for one in saved if one.get("type") == "index-pattern")
+    return found
 
 
 def test_the_files_are_what_the_code_makes():
@@ -109,6 +117,7 @@ def test_dashboards_lead_to_each_other_and_to_the_logs_of_a_request(board):
     assert links["Dashboards"]["tags"] == [TAG] and links["Dashboards"]["keepTime"]
     url = links["Logs of the request or trace"]["url"]
     assert url.startswith("${kibana}/app/discover#/") and "http.request.id" in url and "trace.id" in url
+    assert f"index:{data_view()}," in url
 
 
 def test_dashboards_have_ids_of_their_own():
@@ -128,6 +137,7 @@ def test_grafana_is_told_where_dashboards_and_metrics_are():
     assert source["type"] == "prometheus" and source["isDefault"]
     (exemplars,) = source["jsonData"]["exemplarTraceIdDestinations"]
     assert exemplars["name"] == "trace_id" and "trace.id" in exemplars["url"]
+    assert f"index:{data_view()}," in exemplars["url"]
 
 
 @pytest.mark.parametrize(

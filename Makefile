@@ -57,7 +57,7 @@ format: $(VENV)/.dev
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-# About a quarter of an hour; SHORT=1 is a trial, SCENARIO=events, serving or alerts (an hour and a half) a part.
+# About a quarter of an hour; SHORT=1 is a trial, SCENARIO=events, serving or alerts (more than an hour) a part.
 gameday: $(VENV)/.demo
 	$(BIN)/propositions gameday $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SHORT),--short) --json build/gameday/gameday.json
 

@@ -21,6 +21,7 @@ FROM_SECRETS = {
     "DATABASE_URL": "postgresql://user:password@host/name",
     "REDIS_URL": "redis://host",
     "KAFKA_OPTIONS": "{}",
+    "REDIS_SENTINEL_PASSWORD": "password",
 }
 
 

@@ -81,6 +81,14 @@ valueFrom:
   {{- include "propositions.secretKey" .Values.redis.secret | nindent 2 }}
 - name: REDIS_CLUSTER
   value: {{ .Values.redis.cluster | quote }}
+{{- with .Values.redis.sentinels }}
+- name: REDIS_SENTINELS
+  value: {{ . | quote }}
+{{- end }}
+{{- if .Values.redis.sentinelSecret.name }}
+- name: REDIS_SENTINEL_PASSWORD
+  {{- include "propositions.secretKey" .Values.redis.sentinelSecret | nindent 2 }}
+{{- end }}
 {{- if .Values.kafka.enabled }}
 - name: KAFKA_BOOTSTRAP_SERVERS
   value: {{ required "kafka.bootstrapServers: name the brokers, or switch kafka.enabled off" .Values.kafka.bootstrapServers | quote }}

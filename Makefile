@@ -9,13 +9,13 @@ BIN := $(VENV)/bin
 RUFF_RULES := --select E,F,I,B,UP,SIM,C4,PT,RUF,S --ignore E501,B008,PT018,S608,S603,S606,S311,S310 --per-file-ignores 'tests/**:S'
 RUFF_STYLE := --line-length 110 --target-version py311
 
-.PHONY: demo test image-steps observability-test monitoring dashboards dashboard-screens lint audit format bench gameday soak fuzz sbom profile clean
+.PHONY: demo test chart-test chart-golden image-steps observability-test monitoring dashboards dashboard-screens lint audit format bench gameday soak fuzz sbom profile clean
 
 demo: $(VENV)/.demo
 	$(BIN)/propositions demo $(if $(ONCE),--once,)
 
 test: monitoring
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/e2e --ignore tests/image
+	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/e2e --ignore tests/image --ignore tests/chart
 	# Against the clock, on whole stacks: beside each other they would measure each other.
 	$(BIN)/python -m pytest tests/e2e
 
@@ -39,6 +39,14 @@ dashboards: $(VENV)/.dev
 # Pictures of them in docs/images/, while a service is used and loses its stores: about seven minutes.
 dashboard-screens: monitoring
 	$(BIN)/python -m tests.observability.screens
+
+# The Helm chart. The first time Go builds Helm, which takes a minute and a half of CPU.
+chart-test: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 tests/chart
+
+# After a change of the chart or of a setting: look at what `git diff` says then.
+chart-golden: $(VENV)/.dev
+	$(BIN)/python -m tests.chart.renew
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(RUFF_STYLE) $(RUFF_RULES) .

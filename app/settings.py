@@ -32,6 +32,7 @@ _MEMORY_DIR = Path("/dev/shm")  # noqa: S108  (a folder of our own in it, which 
 ClosableRoutes = Literal["metrics", "docs", "catalog", "users"]
 
 NO_LIMIT = "none"
+_PLACE = re.compile(r"[^\s:,]+:[0-9]{1,5}")
 _ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?")
 
 
@@ -60,6 +61,14 @@ class Settings(BaseSettings):
     )
     redis_cluster: bool = Field(
         False, description="Whether REDIS_URL names a node of a Redis Cluster, which leads to the others."
+    )
+    redis_sentinels: Annotated[tuple[str, ...], CommaSeparated] = Field(
+        (),
+        description="Redis Sentinels, as host:port, comma-separated. They know where the primary is whose name stands in "
+        "REDIS_URL in place of a host, as in redis://:password@mymaster/0. Unset: none.",
+    )
+    redis_sentinel_password: SecretStr | None = Field(
+        None, description="Password of the Sentinels themselves. Unset: they ask for none."
     )
     data_dir: Path = Field(
         Path(".propositions"),
@@ -394,7 +403,9 @@ class Settings(BaseSettings):
         "wherever they waited. 0: for ever.",
     )
 
-    @field_validator("half_lives_s", "context_fields", "closed_routes", "cors_origins", mode="before")
+    @field_validator(
+        *("half_lives_s", "context_fields", "closed_routes", "cors_origins", "redis_sentinels"), mode="before"
+    )
     @classmethod
     def _split_commas(cls, value: Any) -> Any:
         return (
@@ -435,6 +446,13 @@ class Settings(BaseSettings):
             raise ValueError(
                 "give complete origins such as https://shop.example:8443, without a path or wildcards"
             )
+        return value
+
+    @field_validator("redis_sentinels")
+    @classmethod
+    def _are_places(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_PLACE.fullmatch(place) for place in value):
+            raise ValueError("give host:port of each, such as sentinel-0:26379,sentinel-1:26379")
         return value
 
     @field_validator("timezone")
@@ -486,11 +504,15 @@ class Settings(BaseSettings):
         return self
 
     @model_validator(mode="after")
-    def _is_closed_to_others(self) -> Self:
+    def _go_together(self) -> Self:
         if self.development_mode and not _is_loopback(self.host):
             raise ValueError(
                 f"DEVELOPMENT_MODE=true lets everybody in who reaches HOST={self.host}: unset DEVELOPMENT_MODE, or set "
                 "HOST to a loopback address such as 127.0.0.1"
+            )
+        if self.redis_cluster and self.redis_sentinels:
+            raise ValueError(
+                "REDIS_CLUSTER and REDIS_SENTINELS exclude each other: a cluster has no Sentinels"
             )
         if self.private_port == self.port:
             raise ValueError(f"PRIVATE_PORT={self.private_port} is PORT as well: give it a number of its own")

@@ -33,7 +33,7 @@ from sqlalchemy.engine import make_url
 from app.adapters.feast_copy import copy_batches
 from app.adapters.feast_values import FeastRow, serialize_batch, serialize_rows
 from app.adapters.feast_writes import Rows, write_rows
-from app.adapters.redis_client import ClusterClient, connect_redis
+from app.adapters.redis_client import ClusterClient, open_redis
 from app.settings import load_settings
 
 FEAST_SCHEMA = "feast"
@@ -51,9 +51,7 @@ class PropositionsRedisOnlineStore(RedisOnlineStore):
     def _get_client(self, online_store_config: RedisOnlineStoreConfig) -> redis.Redis | ClusterClient:
         if self._client is None:
             settings = load_settings()
-            self._client = connect_redis(
-                settings.redis_address, settings.redis_batch_timeout_ms, cluster=settings.redis_cluster
-            )
+            self._client = open_redis(settings, settings.redis_batch_timeout_ms)
         return self._client
 
     def online_write_batch(

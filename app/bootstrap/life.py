@@ -11,7 +11,7 @@ from app.adapters.database import Database, batch_database
 from app.adapters.erasures import PostgresErasures
 from app.adapters.maintenance import PostgresMaintenance
 from app.adapters.online_eraser import RedisEraser
-from app.adapters.redis_client import ClusterClient, connect_redis
+from app.adapters.redis_client import ClusterClient, open_redis
 from app.adapters.spool import SpoolFolder
 from app.bootstrap.stores import FEAST_PROJECT
 from app.domain.errors import StoreUnavailable
@@ -24,9 +24,7 @@ SPOOL_TURN_WAIT_S, SPOOL_TURN_POLL_S = 5.0, 0.02
 
 
 def build_forget_user(settings: Settings) -> ForgetUser:
-    online_store = connect_redis(
-        settings.redis_address, settings.redis_batch_timeout_ms, cluster=settings.redis_cluster
-    )
+    online_store = open_redis(settings, settings.redis_batch_timeout_ms)
     return forget_user_of(settings, batch_database(settings), online_store)
 
 

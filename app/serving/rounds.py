@@ -12,7 +12,7 @@ class Rounds:
 
     In a burst a round may be long. When for `BURST_S` none was shorter than `standing_s`, it is no burst, and what is
     handled later in a round than that `is_strained`: what takes several rounds to answer would be late. After `longest_s`
-    it `is_overrun`, and anything would be late.
+    it `is_overrun`, and anything would be late; when it is no burst after half of that, since the next round is as long.
     """
 
     def __init__(
@@ -47,4 +47,5 @@ class Rounds:
 
     @property
     def is_overrun(self) -> bool:
-        return self._clock() - self._began_at_s > self._longest_s
+        limit_s = self._longest_s / 2 if self.is_strained else self._longest_s
+        return self._clock() - self._began_at_s > limit_s

@@ -34,7 +34,9 @@ def test_filebeat_decodes_lines_and_sends_them_where_the_template_is(name):
     assert {"queue.mem", "queue.disk"} & filebeat.keys()
 
 
-@pytest.mark.parametrize("name", ["filebeat.yml", "filebeat-docker.yml", "filebeat-stdin.yml", "logstash.conf"])
+@pytest.mark.parametrize(
+    "name", ["filebeat.yml", "filebeat-docker.yml", "filebeat-stdin.yml", "logstash.conf"]
+)
 def test_what_a_file_takes_from_the_environment_is_said_at_its_top(name):
     text = (shipped.FOLDER / name).read_text()
     begin = text[: text.index("\n", text.index("Environment:") + 200)]

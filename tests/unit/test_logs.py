@@ -15,6 +15,7 @@ from app.api.request_log import RatedLines, log_requests
 from app.api.suggest import suggest_routes
 from app.domain.budget import TimeBudget
 from app.domain.errors import StoreUnavailable
+from app.domain.tracing import set_current_span
 from app.domain.types import DegradationLevel, Slate, Strategy
 from app.settings import Settings
 
@@ -114,6 +115,24 @@ def test_all_lines_of_a_request_have_its_id_and_its_trace(make_client, capsys):
     assert failure["error"]["type"] == "ZeroDivisionError"
     assert (outcome["log.level"], outcome["event"]["outcome"]) == ("error", "failure")
     assert outcome["event"]["reason"] == "bug"
+
+
+def test_lines_of_a_request_that_is_recorded_have_its_span(make_client, capsys):
+    class Recorded:
+        trace_id = TRACE_ID
+
+        def headers(self):
+            return {"traceparent": TRACEPARENT}
+
+    client = make_client()
+    client.application.before_request_funcs[None].insert(0, lambda: set_current_span(Recorded()))
+    client.get("/bug")
+    set_current_span(None)
+
+    told = lines(capsys)
+    assert [(line["trace"]["id"], line["span"]["id"]) for line in told] == [
+        (TRACE_ID, "00f067aa0ba902b7")
+    ] * 3
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,10 @@ class Program:
         """The pids of its forks; what else it may have started has a command of its own."""
         return [pid for pid in _children(self._process.pid) if _command(pid) == _command(self._process.pid)]
 
+    def renew_workers(self) -> None:
+        """Tells gunicorn to start new ones and to end the old ones as they finish; returns at once."""
+        os.kill(self._process.pid, signal.SIGHUP)
+
     def kill(self) -> None:
         """With all its workers, in the middle of whatever they do."""
         self._end(signal.SIGKILL)

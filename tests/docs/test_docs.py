@@ -203,9 +203,13 @@ def test_the_request_in_the_readme_is_one_that_the_schema_takes():
 
 def test_files_that_the_documents_point_to_exist():
     for document in (
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
         "README.md",
+        "SECURITY.md",
         "docs/access.md",
         "docs/architecture.md",
+        "docs/deployment.md",
         "docs/events.md",
         "docs/gameday.md",
         "docs/logs.md",

@@ -82,7 +82,7 @@ def _is_audited(stack: Stack, visitors: Visitors) -> bool:
     """Whether `propositions skew` has something to compare: workers load a model some time after it is promoted."""
     visitors.come()
     with closing(psycopg2.connect(stack.postgres.address)) as connection, connection.cursor() as cursor:
-        cursor.execute("SELECT FROM decisions WHERE features IS NOT NULL LIMIT 1")
+        cursor.execute("SELECT 1 FROM decisions WHERE features IS NOT NULL LIMIT 1")
         return cursor.rowcount == 1
 
 

@@ -82,8 +82,8 @@ class RedisWire:
     def __init__(self, pool: redis.ConnectionPool) -> None:
         self._connection = partial(pool.connection_class, **pool.connection_kwargs)
         self._timeout_s: float = pool.connection_kwargs["socket_timeout"]
-        # One per connection that may be in use: to take one and to give it back is atomic, as of a semaphore.
-        self._permits = deque((None,) * pool.max_connections)
+        # One entry per caller that has a connection: to add one and to take it off is atomic.
+        self._in_use: deque[None] = deque()
         self.most_connections: int = pool.max_connections
         self._idle: list[_Link] = []
 
@@ -104,20 +104,19 @@ class RedisWire:
         """As `ask`, with a `hiredis.ReplyError` in the place of each command that Redis refused."""
         if timeout_s is None or timeout_s > self._timeout_s:
             timeout_s = self._timeout_s
+        self._in_use.append(None)
         try:
-            self._permits.pop()
-        except IndexError:
-            raise NoConnectionFree("all connections to Redis are in use: raise REDIS_POOL_SIZE") from None
-        try:
+            if len(self._in_use) > self.most_connections:
+                raise NoConnectionFree("all connections to Redis are in use: raise REDIS_POOL_SIZE")
             return self._exchange(packed, reply_count, time.monotonic() + timeout_s)
         except (*REDIS_ERRORS, hiredis.HiredisError, OSError) as error:
             raise StoreUnavailable(f"Redis did not answer: {error}") from error
         finally:
-            self._permits.append(None)
+            self._in_use.pop()
 
     @property
     def connections_in_use(self) -> int:
-        return self.most_connections - len(self._permits)
+        return min(len(self._in_use), self.most_connections)
 
     def _exchange(self, packed: bytes, reply_count: int, deadline: float) -> list[Any]:
         link = self._quiet_link()

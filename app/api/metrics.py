@@ -58,7 +58,9 @@ class ServingMetrics:
             buckets=_STAGE_S,
             registry=registry,
         )
-        self._stage_s_of = {stage: self._stage_s.labels(stage) for stage in STAGES}
+        self._stage_s_of = cache(self._stage_s.labels)
+        for stage in STAGES:
+            self._stage_s_of(stage)
         self._candidates = TallyHistogram(
             "propositions_candidates_scored",
             "Candidates scored for a slate.",
@@ -116,7 +118,7 @@ class ServingMetrics:
 
     def stages_took(self, stages_s: Mapping[str, float]) -> None:
         for stage, seconds in stages_s.items():
-            self._stage_s_of[stage].observe(seconds)
+            self._stage_s_of(stage).observe(seconds)
 
     def features_read(self, rows: Mapping[str, OnlineRows]) -> None:
         for view, online in rows.items():

@@ -90,6 +90,13 @@ class Worker(ggevent.GeventWorker):
     """Told to end, it goes on for `SHUTDOWN_DRAIN_S` as not ready, closing each connection behind its answer, and
     then ends what is left idle: clients that keep connections would hold it up until it is killed."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # From here on it may be told to end, also while it starts.
+        self._idle: dict[gevent.Greenlet, gevent.Timeout] = {}
+        self._under_way: set[Any] = set()
+        self._drain_s = load_settings().shutdown_drain_s
+
     def load_wsgi(self) -> None:
         """Imports the application at a low priority first: the workers that serve need the processor more."""
         if (uri := getattr(self.app, "app_uri", None)) is not None:
@@ -103,9 +110,6 @@ class Worker(ggevent.GeventWorker):
     def run(self) -> None:
         ggevent.StreamServer = TurnTakingServer
         base_async.http.get_parser = lambda cfg, source, address: SheddingParser(cfg, source, address)
-        self._idle: dict[gevent.Greenlet, gevent.Timeout] = {}
-        self._under_way: set[Any] = set()
-        self._drain_s = load_settings().shutdown_drain_s
         super().run()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

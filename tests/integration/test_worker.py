@@ -15,7 +15,7 @@ KEEP_OPEN_S = 60
 
 
 class Gunicorn:
-    def __init__(self, folder, drain_s: float) -> None:
+    def __init__(self, folder, drain_s: float, **environment: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -28,7 +28,12 @@ class Gunicorn:
         with self.log_path.open("w") as log:
             self.process = subprocess.Popen(
                 command.split(),
-                env={**os.environ, "SHUTDOWN_DRAIN_S": str(drain_s), "DATA_DIR": str(folder)},
+                env={
+                    **os.environ,
+                    "SHUTDOWN_DRAIN_S": str(drain_s),
+                    "DATA_DIR": str(folder),
+                    **environment,
+                },
                 stdout=log,
                 stderr=log,
             )
@@ -172,3 +177,16 @@ def test_who_connects_in_the_last_moment_does_not_hold_it_up(gunicorn):
     assert gunicorn.process.wait(TIMEOUT_S) == 0
     for connection in late:
         connection.close()
+
+
+def test_a_worker_that_is_told_to_end_while_it_starts_ends_when_it_has(tmp_path):
+    server = Gunicorn(tmp_path, drain_s=0.0, HOLD_UP=str(tmp_path))
+    try:
+        wait_until((tmp_path / "starting").exists)
+        server.process.terminate()
+        (tmp_path / "go").touch()
+
+        assert server.process.wait(TIMEOUT_S) == 0
+        assert "Traceback" not in server.log_path.read_text()
+    finally:
+        server.process.kill()

@@ -1,6 +1,8 @@
 """A small application under the service's own gunicorn worker."""
 
+import os
 import time
+from pathlib import Path
 
 from flask import Flask, request
 
@@ -9,6 +11,12 @@ from app.api.gunicorn_worker import Departure
 from app.api.problems import register_error_handlers
 
 gunicorn_worker.BODY_TIMEOUT_S = 0.3
+
+if "HOLD_UP" in os.environ:  # a folder: it starts no sooner than it is let
+    held_up = Path(os.environ["HOLD_UP"])
+    (held_up / "starting").touch()
+    while not (held_up / "go").exists():
+        time.sleep(0.01)
 
 application = Flask(__name__)
 application.config["MAX_CONTENT_LENGTH"] = 1_000

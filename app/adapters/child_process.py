@@ -4,6 +4,7 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -11,14 +12,21 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 
-def end_with_parent(niceness: int = 0) -> None:
-    """Has this process told to end when the thread that started it is gone, however that ends (Linux).
+def ending_with_parent(niceness: int = 0) -> Callable[[], None]:
+    """A `preexec_fn` for children of this process: told to end when the thread that starts them is gone (Linux).
 
-    `niceness`: how far it stands back from the processor for others.
+    `niceness`: how far they stand back from the processor for others.
     """
-    os.nice(niceness)
-    if sys.platform == "linux":
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    parent = os.getpid()
+
+    def prepare_child() -> None:
+        os.nice(niceness)
+        if sys.platform == "linux":
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != parent:  # it was gone before this was asked for
+                os._exit(1)
+
+    return prepare_child
 
 
 def environment_of_child() -> dict[str, str]:

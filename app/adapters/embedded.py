@@ -23,7 +23,7 @@ from pathlib import Path
 import psycopg2
 import redis
 
-from app.adapters.child_process import end_with_parent
+from app.adapters.child_process import ending_with_parent
 from app.adapters.free_ports import free_port
 from app.domain.errors import ConfigurationError, StoreUnavailable
 
@@ -300,10 +300,10 @@ def _before_exec(die_with_parent: bool) -> Callable[[], None]:
     """
     libc = ctypes.CDLL(None, use_errno=True)
     uid, gid = os.geteuid(), os.getegid()
+    end_with_parent = ending_with_parent() if die_with_parent else lambda: None
 
     def prepare_child() -> None:
-        if die_with_parent:
-            end_with_parent()
+        end_with_parent()
         if uid == 0:
             clone_newuser = 0x10000000
             if libc.unshare(clone_newuser) != 0:

@@ -5,10 +5,9 @@ import logging
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
-from app.adapters.child_process import end_with_parent, environment_of_child
+from app.adapters.child_process import ending_with_parent, environment_of_child
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ class KeeperProcess:
                 COMMAND,
                 pass_fds=(lock,),
                 env=environment_of_child(),
-                preexec_fn=partial(end_with_parent, NICENESS),
+                preexec_fn=ending_with_parent(NICENESS),
             )
         except BlockingIOError:
             pass  # another worker has it

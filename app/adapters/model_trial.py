@@ -3,9 +3,8 @@
 import logging
 import subprocess
 import sys
-from functools import partial
 
-from app.adapters.child_process import end_with_parent, environment_of_child
+from app.adapters.child_process import ending_with_parent, environment_of_child
 from app.adapters.model_store import ModelStore
 from app.domain.errors import ModelRefused, StoreUnavailable
 
@@ -34,7 +33,7 @@ def require_fast_if_large(store: ModelStore, version: str) -> None:
             text=True,
             timeout=TIMEOUT_S,
             env=environment_of_child(),
-            preexec_fn=partial(end_with_parent, _LOWEST_PRIORITY),
+            preexec_fn=ending_with_parent(_LOWEST_PRIORITY),
         )
     except (subprocess.TimeoutExpired, OSError) as error:
         raise StoreUnavailable(f"the trial of model {version} did not come to an end: {error}") from error

@@ -7,14 +7,13 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
-from app.adapters.child_process import end_with_parent
+from app.adapters.child_process import ending_with_parent
 from app.adapters.free_ports import free_port
 from app.domain.errors import ConfigurationError, StoreUnavailable
 from app.gameday import maven
@@ -72,7 +71,7 @@ class Broker:
         log_path = self._folder / "broker.log"
         with log_path.open("ab") as output:
             self._process = subprocess.Popen(
-                self._command(), stdout=output, stderr=output, preexec_fn=partial(end_with_parent, NICENESS)
+                self._command(), stdout=output, stderr=output, preexec_fn=ending_with_parent(NICENESS)
             )
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not self._answers():

@@ -18,7 +18,7 @@ from urllib.error import URLError
 from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
-from app.adapters.child_process import end_with_parent
+from app.adapters.child_process import ending_with_parent
 from app.adapters.free_ports import free_port
 from app.domain.errors import ConfigurationError, StoreUnavailable
 
@@ -172,7 +172,7 @@ def _running(
             ],  # the root of the package, where an unpacked Alertmanager looks for its templates
             stdout=log,
             stderr=log,
-            preexec_fn=end_with_parent,
+            preexec_fn=ending_with_parent(),
         )
     monitor = kind(name, port, process)
     try:

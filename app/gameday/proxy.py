@@ -42,7 +42,7 @@ class Proxy:
     def __init__(self, target_port: int, seed: int = 0) -> None:
         command = [sys.executable, "-m", __name__, str(target_port), f"--seed={seed}"]
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=as_instrument
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, preexec_fn=as_instrument()
         )
         self.port = int(self._process.stdout.readline())
 

@@ -134,7 +134,7 @@ class Load:
             [*command, f"--connections={connections}", f"--seconds={seconds}", *more],
             stdout=subprocess.PIPE,
             text=True,
-            preexec_fn=as_instrument,
+            preexec_fn=as_instrument(),
         )
 
 

@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from app.adapters.child_process import end_with_parent
+from app.adapters.child_process import ending_with_parent
 from app.adapters.embedded import EmbeddedServers
 from app.adapters.free_ports import free_port
 from app.domain.errors import PropositionsError
@@ -71,7 +70,7 @@ class Program:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=partial(end_with_parent, self._niceness),
+                preexec_fn=ending_with_parent(self._niceness),
             )
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from app.adapters.child_process import end_with_parent
+from app.adapters.child_process import ending_with_parent
 from app.domain.errors import ConfigurationError
 from app.gameday.monitoring import UNPACKED
 from tests.observability.fetch import RSYSLOGD
@@ -54,7 +54,7 @@ def shipping(files: Sequence[Path], folder: Path, port: int, index: str) -> Iter
             env={**os.environ, "LD_LIBRARY_PATH": str(modules.parent)},
             stdout=log,
             stderr=log,
-            preexec_fn=end_with_parent,
+            preexec_fn=ending_with_parent(),
         )
     try:
         yield folder / "refused"

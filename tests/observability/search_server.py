@@ -10,7 +10,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
-from app.adapters.child_process import end_with_parent
+from app.adapters.child_process import ending_with_parent
 from app.adapters.free_ports import free_port
 from app.gameday import maven
 
@@ -85,7 +85,7 @@ def search_server(folder: Path) -> Iterator[SearchServer]:
             [*JAVA, "-cp", jars, str(PROGRAM), str(folder), str(server.port)],
             stdout=log,
             stderr=log,
-            preexec_fn=end_with_parent,
+            preexec_fn=ending_with_parent(),
         )
     try:
         deadline_s = time.monotonic() + START_TIMEOUT_S

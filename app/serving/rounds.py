@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 # The controlled delay of Nichols and Jacobson (2012), as it is done for servers: see "Fail at Scale", Maurer (2015).
 BURST_S = 0.1
+# So long it stays strained once it was overrun: to rank in full again at the first short round would bring the queue back.
+CALM_S = 0.25
 
 
 class Rounds:
@@ -22,6 +24,7 @@ class Rounds:
         self._clock = clock
         self._began_at_s = self._was_short_at_s = clock()
         self._was_short = True
+        self._calm_at_s = self._began_at_s
         self._longest_round_s = 0.0
 
     def begin(self) -> None:
@@ -30,7 +33,10 @@ class Rounds:
             self._was_short_at_s = self._began_at_s
 
     def end(self) -> None:
-        took_s = self._clock() - self._began_at_s
+        now_s = self._clock()
+        took_s = now_s - self._began_at_s
+        if took_s > self._longest_s / 2 and self._stands(now_s):
+            self._calm_at_s = now_s + CALM_S
         self._was_short = took_s < self._standing_s
         if took_s > self._longest_round_s:
             self._longest_round_s = took_s
@@ -43,9 +49,14 @@ class Rounds:
     @property
     def is_strained(self) -> bool:
         now_s = self._clock()
-        return now_s - self._began_at_s > self._standing_s and now_s - self._was_short_at_s >= BURST_S
+        return now_s < self._calm_at_s or (
+            now_s - self._began_at_s > self._standing_s and self._stands(now_s)
+        )
 
     @property
     def is_overrun(self) -> bool:
         limit_s = self._longest_s / 2 if self.is_strained else self._longest_s
         return self._clock() - self._began_at_s > limit_s
+
+    def _stands(self, now_s: float) -> bool:
+        return now_s - self._was_short_at_s >= BURST_S

@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.serving.rounds import BURST_S, Rounds
+from app.serving.rounds import BURST_S, CALM_S, Rounds
 
 LONGEST_S, STANDING_S = 0.04, 0.01
 
@@ -44,7 +44,7 @@ def test_a_burst_may_make_a_round_so_long(rounds, clock, waited_s, is_overrun):
 
 @pytest.mark.parametrize(("waited_s", "is_strained"), [(0.0, False), (0.009, False), (0.011, True)])
 def test_when_long_rounds_do_not_end_what_is_handled_late_is_strained(rounds, clock, waited_s, is_strained):
-    play(rounds, clock, *[0.03] * 4)
+    play(rounds, clock, *[0.015] * 8)
     rounds.begin()
 
     clock.now_s += waited_s
@@ -63,7 +63,7 @@ def test_when_long_rounds_do_not_end_half_of_the_time_is_too_late(rounds, clock,
 
 
 def test_one_short_round_and_it_was_a_burst(rounds, clock):
-    play(rounds, clock, *[0.03] * 10, 0.001)
+    play(rounds, clock, *[0.015] * 10, 0.001)
     rounds.begin()
 
     clock.now_s += 0.03
@@ -80,3 +80,16 @@ def test_time_in_which_nothing_is_ready_is_no_round(rounds, clock):
     clock.now_s += 0.03
 
     assert not rounds.is_strained
+
+
+@pytest.mark.parametrize(
+    ("length_s", "since_s", "is_strained"), [(0.03, 0.9, True), (0.03, 1.1, False), (0.015, 0.9, False)]
+)
+def test_once_it_was_overrun_it_stays_strained_for_a_while(rounds, clock, length_s, since_s, is_strained):
+    play(rounds, clock, *[length_s] * 10)
+
+    clock.now_s += since_s * CALM_S
+    play(rounds, clock, 0.001)
+    rounds.begin()
+
+    assert rounds.is_strained is is_strained

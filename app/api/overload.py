@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from gevent.socket import wait_read
 from gunicorn.http import RequestParser
 from werkzeug.exceptions import HTTPException
 
@@ -58,11 +59,17 @@ class Overload:
 
 
 class SheddingParser(RequestParser):
-    """Refuses whole requests before they are parsed, while the worker is overrun."""
+    """Refuses whole requests before they are parsed, while the worker is overrun.
+
+    Each connection gets one answer per round of the event loop. A client that is quick to send its next request would else be
+    answered, or refused, again and again in a round that never ends.
+    """
+
+    _had_answer = False
 
     def __next__(self) -> Any:
         if self._is_between_requests():
-            while data := self.unreader.sock.recv(_READ_BYTES):
+            while data := self._receive():
                 if not (Overload.is_overrun() and is_whole_request(data)):
                     self.unreader.unread(data)
                     break
@@ -76,6 +83,12 @@ class SheddingParser(RequestParser):
         return super().__next__()
 
     next = __next__
+
+    def _receive(self) -> bytes:
+        if self._had_answer:
+            wait_read(self.unreader.sock.fileno())
+        self._had_answer = True
+        return self.unreader.sock.recv(_READ_BYTES)
 
     def _is_body_read(self) -> bool:
         """False if the rest of the last body, which nobody wanted, does not come or is wrong: where the next request begins

@@ -3,6 +3,7 @@
 import socket
 from collections.abc import Iterator
 
+import gevent
 import pytest
 from gunicorn.config import Config
 
@@ -74,28 +75,65 @@ def connection() -> Iterator[tuple[socket.socket, SheddingParser]]:
         yield client, SheddingParser(Config(), server, ("127.0.0.1", 1))
 
 
+class QuickClient:
+    """A connection whose client sends its next request as soon as it has an answer, `count` in all; seen by the server."""
+
+    def __init__(self, name: str, client: socket.socket, server: socket.socket, count: int) -> None:
+        self.name, self._client, self._server = name, client, server
+        self._left = count
+        self.answers: list[bytes] = []
+        self.send()
+
+    def send(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            self._client.shutdown(socket.SHUT_WR)
+        else:
+            self._client.sendall(WHOLE)
+
+    def recv(self, size: int) -> bytes:
+        return self._server.recv(size)
+
+    def sendall(self, data: bytes) -> None:
+        self.answers.append(data)
+        self.send()
+
+    def fileno(self) -> int:
+        return self._server.fileno()
+
+
 def test_refused_requests_leave_the_connection_as_it_was_for_the_next(connection, shed, monkeypatch):
     client, parser = connection
     answers = iter([True, True, False])
     monkeypatch.setattr(Overload, "is_overrun", staticmethod(lambda: next(answers)))
-    received = []
-
-    class Sock:
-        """Sends the next request when the one before was refused."""
-
-        def recv(self, size: int) -> bytes:
-            client.sendall(WHOLE)
-            return parser_socket.recv(size)
-
-        def sendall(self, data: bytes) -> None:
-            received.append(data)
-
-    parser_socket, parser.unreader.sock = parser.unreader.sock, Sock()
+    quick = parser.unreader.sock = QuickClient("quick", client, parser.unreader.sock, count=3)
     request = next(parser)
 
     assert (request.method, request.path, request.body.read()) == ("POST", "/suggest", BODY)
-    assert [answer.split(b"\r\n")[0] for answer in received] == [b"HTTP/1.1 503 Service Unavailable"] * 2
+    assert [answer.split(b"\r\n")[0] for answer in quick.answers] == [b"HTTP/1.1 503 Service Unavailable"] * 2
     assert shed == ["suggest", "suggest"]
+
+
+def test_clients_that_are_quick_to_ask_again_have_their_answers_in_turn(shed):
+    order: list[str] = []
+
+    class Noted(QuickClient):
+        def sendall(self, data: bytes) -> None:
+            order.append(self.name)
+            super().sendall(data)
+
+    def serve(name: str) -> None:
+        client, server = socket.socketpair()
+        with client, server:
+            parser = SheddingParser(Config(), server, ("127.0.0.1", 1))
+            parser.unreader.sock = Noted(name, client, server, count=3)
+            with pytest.raises(StopIteration):
+                next(parser)
+
+    gevent.joinall([gevent.spawn(serve, name) for name in ("one", "other")], timeout=5, raise_error=True)
+
+    rounds = [set(order[first : first + 2]) for first in range(0, 6, 2)]
+    assert rounds == [{"one", "other"}] * 3
 
 
 def test_a_refusal_is_a_whole_answer(connection, shed):

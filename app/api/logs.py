@@ -76,7 +76,7 @@ def configure_logging(level: str, role: str = "command", stream: TextIO | None =
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
     # Chatty at INFO, and about their own inner life only.
-    for name in ("feast", "alembic", "urllib3", "flask-limiter"):
+    for name in ("feast", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
     sys.excepthook = log_the_end
     threading.excepthook = lambda ended: log_the_end(ended.exc_type, ended.exc_value, ended.exc_traceback)

@@ -1,21 +1,22 @@
-"""How many requests a key and an address may send, through Flask-Limiter."""
+"""How many requests a key and an address may send, through the library `limits`."""
 
 import math
 import time
-from collections.abc import Callable
 from functools import lru_cache
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any, Protocol
 
 from flask import Flask, Response, g, request
-from flask_limiter import ApplicationLimit, Limiter, RateLimitExceeded
+from limits import RateLimitItem, parse_many
 from limits.storage import Storage
+from limits.strategies import FixedWindowRateLimiter
 
 from app.api.problems import problem_response
 from app.settings import NO_LIMIT, Settings
 
 # A network of this size is the least that one customer gets.
 _IPV6_PREFIX = 64
+_UNAUTHORIZED = "unauthorized"
 
 
 class Counts(Protocol):
@@ -28,7 +29,7 @@ class Counts(Protocol):
 
 
 class CountsStorage(Storage):
-    """Counts as what Flask-Limiter keeps its counts in. It finds this class by the scheme of its `storage_uri`."""
+    """Counts as what `limits` keeps its counts in."""
 
     STORAGE_SCHEME = ["counts"]  # noqa: RUF012  (that is how the library reads it)
     base_exceptions = ()
@@ -56,58 +57,46 @@ class CountsStorage(Storage):
         self._counts.clear(key)
 
 
-class _FixedLimit(ApplicationLimit):
-    """An application limit whose text is read once; the library reads it anew for each request."""
-
-    def __iter__(self):
-        if "_read" not in self.__dict__:
-            self._read = list(super().__iter__())
-        return iter(self._read)
-
-
 def limit_rates(app: Flask, settings: Settings, counts: Counts) -> None:
     """Answers 429 to what is too much. Needs to know the caller: see `identify_callers`."""
-    limiter = Limiter(
-        _address,
-        application_limits=[
-            *_limit(settings.rate_limit_per_key, "key", lambda: g.api_key.key_id, lambda: g.api_key is None),
-            *_limit(settings.rate_limit_per_address, "address", _address),
-            *_limit(
-                settings.rate_limit_unauthorized,
-                "unauthorized",
-                _address,
-                exempt_when=lambda: g.api_key is not None,
-                deduct_when=lambda response: response.status_code == 401,
-            ),
-        ],
-        storage_uri="counts://",
-        storage_options={"counts": counts},
-        strategy="fixed-window",
-        request_identifier=lambda: "any",  # also of requests for which there is no route
+    limiter = FixedWindowRateLimiter(CountsStorage("counts://", counts))
+    per_key, per_address, unauthorized = map(
+        _parsed,
+        (settings.rate_limit_per_key, settings.rate_limit_per_address, settings.rate_limit_unauthorized),
     )
-    limiter.request_filter(lambda: not g.area.is_limited)
-    limiter.init_app(app)
 
-    @app.errorhandler(RateLimitExceeded)
-    def too_many_requests(error: RateLimitExceeded) -> Response:
-        wait_s = max(1, math.ceil(limiter.current_limit.window.reset_time - time.time()))
-        response = problem_response(
-            429, "Too Many Requests", f"more than {error.limit.limit}: try again in {wait_s} s"
-        )
-        response.headers["Retry-After"] = str(wait_s)
+    @app.before_request
+    def refuse_what_is_too_much() -> Response | None:
+        if not g.area.is_limited:
+            return None
+        key, address = g.api_key, _address()
+        asked = [(limiter.hit, limit, "address", address) for limit in per_address]
+        if key is None:
+            asked += [(limiter.test, limit, _UNAUTHORIZED, address) for limit in unauthorized]
+        else:
+            asked = [(limiter.hit, limit, "key", key.key_id) for limit in per_key] + asked
+        for is_allowed, limit, *of_whom in asked:
+            if not is_allowed(limit, *of_whom):
+                return _too_many(limit, limiter.get_window_stats(limit, *of_whom).reset_time)
+        return None
+
+    @app.after_request
+    def count_unauthorized(response: Response) -> Response:
+        if response.status_code == 401 and g.area.is_limited:
+            for limit in unauthorized:
+                limiter.hit(limit, _UNAUTHORIZED, _address())
         return response
 
 
-def _limit(
-    rate: str,
-    name: str,
-    who: Callable[[], str],
-    exempt_when: Callable[[], bool] | None = None,
-    deduct_when: Callable[[Response], bool] | None = None,
-) -> list[ApplicationLimit]:
-    if rate == NO_LIMIT:
-        return []
-    return [_FixedLimit(rate, key_function=who, scope=name, exempt_when=exempt_when, deduct_when=deduct_when)]
+def _parsed(rate: str) -> list[RateLimitItem]:
+    return [] if rate == NO_LIMIT else parse_many(rate)
+
+
+def _too_many(limit: RateLimitItem, ends_s: float) -> Response:
+    wait_s = max(1, math.ceil(ends_s - time.time()))
+    response = problem_response(429, "Too Many Requests", f"more than {limit}: try again in {wait_s} s")
+    response.headers["Retry-After"] = str(wait_s)
+    return response
 
 
 def _address() -> str:

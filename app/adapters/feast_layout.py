@@ -16,6 +16,7 @@ _STRING_TYPE = 2  # Feast's ValueType.STRING
 _DOUBLE = struct.Struct("<d")
 _FLOAT = struct.Struct("<f")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
+_TEXT_TAG = 1 << 3 | _BYTES  # of an item in a list
 
 
 def entity_key_opening(join_key: str) -> bytes:
@@ -156,6 +157,8 @@ def _packed_floats(content: bytes) -> tuple[float, ...]:
 
 def _packed_varints(convert: Callable[[int], Any]) -> Callable[[bytes], tuple[Any, ...]]:
     def decode(content: bytes) -> tuple[Any, ...]:
+        if content.isascii():  # each number is one byte
+            return tuple(map(convert, content))
         values, position = [], 0
         while position < len(content):
             value, position = _read_varint(content, position)
@@ -182,8 +185,22 @@ def _list(wire_type: int, decode_item: Callable, decode_packed: Callable | None 
     return decode
 
 
+_any_texts = _list(_BYTES, bytes.decode)
+
+
+def _texts(message: bytes) -> tuple[str, ...]:
+    """As `_any_texts`, without the generality for texts shorter than 128 bytes, as ids are."""
+    values, position, end = [], 0, len(message)
+    while position < end - 1:
+        begin = position + 2
+        position = begin + message[position + 1]
+        if message[begin - 2] != _TEXT_TAG or message[begin - 1] > 0x7F or position > end:
+            return _any_texts(message)
+        values.append(message[begin:position].decode())
+    return tuple(values) if position == end else _any_texts(message)
+
+
 _bytes_list = _list(_BYTES, bytes)
-_texts = _list(_BYTES, bytes.decode)
 _integers = _list(_VARINT, _signed, _packed_varints(_signed))
 _integers32 = _list(_VARINT, _signed32, _packed_varints(_signed32))
 _bools = _list(_VARINT, bool, _packed_varints(bool))

@@ -140,10 +140,10 @@ class Affinity:
         columns = np.zeros((len(rows), len(PAIR_COLUMNS)), np.float32)
         places = np.flatnonzero(rows >= 0)
         if len(known):
-            comparison = _Comparison(self.traits, known.rows, rows[places])
-            seen, candidates = self._ranked(known.rows), self._ranked(rows[places])
+            seen_and_candidates = np.concatenate([known.rows, rows[places]])
+            comparison = _Comparison(self.traits, seen_and_candidates, len(known))
             columns[places, 0] = _trait_affinity(known, rate, comparison)
-            columns[places, 1] = _likeness(known, rate, comparison, seen, candidates)
+            columns[places, 1] = _likeness(known, rate, comparison, self._ranked(seen_and_candidates))
         return columns
 
     def _ranked(self, rows: np.ndarray) -> np.ndarray:
@@ -158,16 +158,21 @@ class Affinity:
 
 
 class _Comparison:
-    """The traits that candidates, rows (n,) of `traits`, have in common with what was seen, rows (h,)."""
+    """The traits that candidates have in common with what was seen: rows (h + n,) of `traits`, the h seen ones first."""
 
-    def __init__(self, traits: Traits, seen: np.ndarray, candidates: np.ndarray) -> None:
-        codes, self._seen_of_item = traits.codes.rows(seen)
-        self._codes, self._code_of_item = _numbered(codes, traits.code_count)
-        self._code_count, self._seen_count = traits.code_count, len(seen)
-        self._candidate_codes, self._candidate_of_item = traits.codes.rows(candidates)
-        self.seen_unit, self.candidate_unit = (
-            1.0 / np.sqrt(np.maximum(traits.codes.lengths[rows], 1)) for rows in (seen, candidates)
+    def __init__(self, traits: Traits, rows: np.ndarray, seen_count: int) -> None:
+        codes, row_of_item = traits.codes.rows(rows)
+        item_counts = traits.codes.lengths[rows]
+        of_seen = item_counts[:seen_count].sum()
+        self._seen_of_item, self._candidate_of_item = (
+            row_of_item[:of_seen],
+            row_of_item[of_seen:] - seen_count,
         )
+        self._codes, self._code_of_item = _numbered(codes[:of_seen], traits.code_count)
+        self._candidate_codes = codes[of_seen:]
+        self._code_count, self._seen_count = traits.code_count, seen_count
+        units = 1.0 / np.sqrt(np.maximum(item_counts, 1))
+        self.seen_unit, self.candidate_unit = units[:seen_count], units[seen_count:]
 
     def sums(self, of_seen: np.ndarray) -> np.ndarray:
         """By trait: sums, float64, of what each seen one has, float64 (h,)."""
@@ -190,11 +195,11 @@ def _trait_affinity(history: History, rate: float, comparison: _Comparison) -> n
     return comparison.of_candidates(np.log((clicks + prior) / (rate * shown + prior)))
 
 
-def _likeness(
-    history: History, rate: float, comparison: _Comparison, seen: np.ndarray, candidates: np.ndarray
-) -> np.ndarray:
-    """`seen` (h, numbers) and `candidates` (n, numbers) are ranks."""
-    near, unit = _nearness(seen, seen), comparison.seen_unit
+def _likeness(history: History, rate: float, comparison: _Comparison, ranks: np.ndarray) -> np.ndarray:
+    """`ranks` (h + n, numbers) are those of the seen ones and of the candidates."""
+    seen_count, unit = len(history), comparison.seen_unit
+    nearness = _nearness(ranks, seen_count)
+    near, near_candidates = nearness[:seen_count], nearness[seen_count:]
     # Scaled by the square root of what each one tells, noise is 1 everywhere, and few steps are enough.
     scale = np.sqrt(history.impressions / NOISE)
     surprise = (history.clicks / history.impressions - rate) / np.sqrt(max(rate * (1.0 - rate), _SMALLEST))
@@ -206,15 +211,19 @@ def _likeness(
 
     weights = scale * _solve(with_noise, scale * surprise, LIKENESS_STEPS)
     in_common = comparison.candidate_unit * comparison.of_candidates(comparison.sums(unit * weights))
-    return in_common + _nearness(candidates, seen) @ weights.astype(np.float32)
+    return in_common + near_candidates @ weights.astype(np.float32)
 
 
-def _nearness(some: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """The part of the numbers in k: float32 (n, h) of ranks (n, numbers) and (h, numbers); 0 where there are none."""
-    number_count = some.shape[1]
+def _nearness(ranks: np.ndarray, seen_count: int) -> np.ndarray:
+    """The part of the numbers in k: float32 (n, h) of ranks (n, numbers), the first h of which are seen; 0 without numbers."""
+    number_count = ranks.shape[1]
     if not number_count:
-        return np.zeros((len(some), len(others)), np.float32)
-    distances = (some**2).sum(axis=1)[:, None] + (others**2).sum(axis=1) - 2.0 * (some @ others.T)
+        return np.zeros((len(ranks), seen_count), np.float32)
+    squares = np.einsum("ij,ij->i", ranks, ranks)
+    distances = ranks @ ranks[:seen_count].T
+    distances *= -2.0
+    distances += squares[:, None]
+    distances += squares[:seen_count]
     distances *= -0.5 / number_count
     return NUMBER_WEIGHT * np.exp(distances, out=distances)
 

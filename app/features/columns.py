@@ -44,7 +44,7 @@ class RaggedColumn:
         lengths = self.lengths[positions]
         row_numbers = np.repeat(np.arange(len(positions)), lengths)
         within = np.arange(len(row_numbers)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return self._all_items()[self.starts[positions][row_numbers] + within], row_numbers
+        return self._items_at(self.starts[positions][row_numbers] + within), row_numbers
 
     def with_rows(self, positions: np.ndarray, rows: Sequence, row_count: int) -> "RaggedColumn":
         """The column grown to `row_count` rows, with these rows (sequences of items) at `positions`."""
@@ -58,8 +58,17 @@ class RaggedColumn:
         blocks = (*self.blocks, np.concatenate([np.zeros(0, dtype), *arrays]))
         return RaggedColumn(_merged(blocks), starts, updated(self.lengths, positions, lengths, row_count, 0))
 
-    def _all_items(self) -> np.ndarray:
-        return self.blocks[0] if len(self.blocks) == 1 else np.concatenate(self.blocks)
+    def _items_at(self, places: np.ndarray) -> np.ndarray:
+        """The items with these numbers over all blocks, without a copy of the blocks, which may be large."""
+        first, *others = self.blocks
+        if not others:
+            return first[places]
+        items, start = np.empty(len(places), first.dtype), 0
+        for block in self.blocks:
+            is_here = (places >= start) & (places < start + len(block))
+            items[is_here] = block[places[is_here] - start]
+            start += len(block)
+        return items
 
 
 def _merged(blocks: tuple[np.ndarray, ...]) -> tuple[np.ndarray, ...]:

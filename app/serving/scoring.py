@@ -9,7 +9,7 @@ counters change and decay; before that time is over they are computed anew, besi
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -48,21 +48,20 @@ Pool = tuple[np.ndarray, np.ndarray]
 class Scoring(Protocol):
     """A way to evaluate a model on blocks of columns, each once.
 
-    The methods named `of_...` turn blocks float32 (m, k) of the columns of that part into parts (m, w).
+    The methods named `of_...` turn blocks float32 (m, k) of the columns of that part into parts (m, w); `of_pairs` into
+    whatever `score` takes.
     """
 
     def of_request(self, block: np.ndarray) -> np.ndarray: ...
     def of_categories(self, block: np.ndarray) -> np.ndarray: ...
     def of_candidates(self, block: np.ndarray) -> np.ndarray: ...
-    def of_pairs(self, block: np.ndarray) -> np.ndarray: ...
+    def of_pairs(self, block: np.ndarray) -> Any: ...
 
     @property
     def reads_pairs(self) -> bool: ...
 
-    def score(
-        self, request: np.ndarray, categories: Pool, candidates: Pool, pairs: np.ndarray | None
-    ) -> np.ndarray:
-        """Scores, float (n,), from the request's part (1, w), those of the pairs (n, w), and the pools of the others.
+    def score(self, request: np.ndarray, categories: Pool, candidates: Pool, pairs: Any | None) -> np.ndarray:
+        """Scores, float (n,), from the request's part (1, w), the n pairs, and the pools of the others.
 
         `pairs` may be None if they are not read.
         """
@@ -77,12 +76,12 @@ class ForestScoring:
         self.of_categories = forest.part(columns_of(spec, part_views(spec, OF_CATEGORY))).masks
         self.of_candidates = forest.part(columns_of(spec, part_views(spec, OF_CANDIDATE))).masks
         pairs = forest.part(columns_of(spec, pair_views(spec)))
-        self.of_pairs, self.reads_pairs = pairs.masks, pairs.is_tested
+        self.of_pairs, self.reads_pairs = pairs.pools, pairs.is_tested
 
     def score(
-        self, request: np.ndarray, categories: Pool, candidates: Pool, pairs: np.ndarray | None
+        self, request: np.ndarray, categories: Pool, candidates: Pool, pairs: list[Pool] | None
     ) -> np.ndarray:
-        return self._forest.gathered_scores(request[0], (candidates, categories), pairs)
+        return self._forest.gathered_scores(request[0], (candidates, categories, *(pairs or ())))
 
 
 class MatrixScoring:
@@ -274,7 +273,7 @@ class Scorer:
         self._shrink()
         return parts.pool(positions)
 
-    def _pairs(self, catalog: Catalog, online: OnlineFeatures, positions: np.ndarray) -> np.ndarray | None:
+    def _pairs(self, catalog: Catalog, online: OnlineFeatures, positions: np.ndarray) -> Any | None:
         if not self._scoring.reads_pairs:
             return None
         (view,) = pair_views(self._spec)

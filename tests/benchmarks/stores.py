@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import psycopg2
 import redis
 
+from app.adapters.child_process import ending_with_parent
 from app.adapters.embedded import EmbeddedServers
 from app.bootstrap.stores import FEAST_PROJECT
 from app.events.project import FACTS_MARK
@@ -74,11 +75,13 @@ class Stores:
         Operators run commands elsewhere; here they share two cores with what is measured.
         """
         done = subprocess.run(
-            ["nice", "-n", "19", sys.executable, "-m", "app", *command],
+            [sys.executable, "-m", "app", *command],
             env={**self.environment, **{name: str(value) for name, value in settings.items()}},
             cwd=ROOT,
             capture_output=True,
             text=True,
+            start_new_session=True,
+            preexec_fn=ending_with_parent(niceness=19),
         )
         if done.returncode:
             raise RuntimeError(f"propositions {' '.join(command)} failed:\n{done.stdout}{done.stderr}")

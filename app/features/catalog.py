@@ -84,9 +84,11 @@ class Catalog:
         hashes = _hashes(proposition_ids)
         if not len(self):
             return np.full(len(hashes), -1, np.int64)
-        found = np.searchsorted(self.id_hashes, hashes)
-        found = np.minimum(found, len(self) - 1)
-        return np.where(self.id_hashes[found] == hashes, self.id_positions[found], -1).astype(np.int64)
+        found = self.id_hashes.searchsorted(hashes)
+        found[found == len(self)] = 0
+        positions = self.id_positions.take(found).astype(np.int64)
+        positions[self.id_hashes.take(found) != hashes] = -1
+        return positions
 
     def eligible(
         self, request: SuggestRequest, now: datetime, positions: np.ndarray | None = None

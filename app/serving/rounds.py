@@ -14,7 +14,8 @@ class Rounds:
 
     In a burst a round may be long. When for `BURST_S` none was shorter than `standing_s`, it is no burst, and what is
     handled later in a round than that `is_strained`: what takes several rounds to answer would be late. After `longest_s`
-    it `is_overrun`, and anything would be late; when it is no burst after half of that, since the next round is as long.
+    it `is_overrun`, and anything would be late. Once a round that is no burst was longer than half of that, so are those
+    after it: for `CALM_S` it stays strained, and is overrun after half the time.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class Rounds:
 
     @property
     def is_overrun(self) -> bool:
-        limit_s = self._longest_s / 2 if self.is_strained else self._longest_s
-        return self._clock() - self._began_at_s > limit_s
+        now_s = self._clock()
+        limit_s = self._longest_s / 2 if now_s < self._calm_at_s else self._longest_s
+        return now_s - self._began_at_s > limit_s
 
     def _stands(self, now_s: float) -> bool:
         return now_s - self._was_short_at_s >= BURST_S

@@ -52,6 +52,15 @@ def test_when_long_rounds_do_not_end_what_is_handled_late_is_strained(rounds, cl
     assert rounds.is_strained is is_strained and not rounds.is_overrun
 
 
+def test_the_first_long_round_may_be_as_long_as_in_a_burst(rounds, clock):
+    play(rounds, clock, *[0.015] * 8)
+    rounds.begin()
+
+    clock.now_s += 0.03
+
+    assert rounds.is_strained and not rounds.is_overrun
+
+
 @pytest.mark.parametrize(("waited_s", "is_overrun"), [(0.019, False), (0.021, True)])
 def test_when_long_rounds_do_not_end_half_of_the_time_is_too_late(rounds, clock, waited_s, is_overrun):
     play(rounds, clock, *[0.03] * 4)

@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 RUFF_RULES := --select E,F,I,B,UP,SIM,C4,PT,RUF,S --ignore E501,B008,PT018,S608,S603,S606,S311,S310 --per-file-ignores 'tests/**:S'
 RUFF_STYLE := --line-length 110 --target-version py311
 
-.PHONY: demo test chart-test chart-golden image-steps observability-test monitoring dashboards dashboard-screens lint audit format bench gameday soak fuzz sbom profile clean
+.PHONY: demo test chart-test chart-golden image-steps observability-test monitoring dashboards dashboard-screens lint audit format bench scaling gameday soak fuzz sbom profile clean
 
 demo: $(VENV)/.demo
 	$(BIN)/propositions demo $(if $(ONCE),--once,)
@@ -64,6 +64,10 @@ format: $(VENV)/.dev
 # Everything takes about twenty minutes: QUICK=1 is a trial, ONLY=rows,observability,growth,promotion,projection,freshness,materialize a part.
 bench: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
+
+# docs/scaling.md, by docs/scaling-costs.json: figures of build/bench/summary.json that the page is to rest on.
+scaling: $(VENV)/.dev
+	$(BIN)/python -m tests.docs.scaling
 
 # About a quarter of an hour; SHORT=1 is a trial, SCENARIO=events, serving or alerts (more than an hour) a part.
 gameday: $(VENV)/.demo

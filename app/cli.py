@@ -18,6 +18,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from app.api.logs import configure_logging
+from app.capacity_command import capacity
 from app.domain.errors import ConfigurationError, PropositionsError, StoreUnavailable
 from app.features.slots import ALL_SLOTS
 from app.kafka_commands import kafka
@@ -47,6 +48,7 @@ app = typer.Typer(
 app.add_typer(kafka)
 app.add_typer(keys)
 app.add_typer(logs)
+app.command()(capacity)
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 

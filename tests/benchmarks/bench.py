@@ -43,6 +43,7 @@ class Plan:
     promotion_interval_s: float
     materialized_rows: int
     projected_events: int
+    stored_slates: int
     freshness_s: float
 
 
@@ -64,6 +65,7 @@ FULL = Plan(
     promotion_interval_s=1.5,
     materialized_rows=200_000,
     projected_events=60_000,
+    stored_slates=10_000,
     freshness_s=30.0,
 )
 QUICK = Plan(
@@ -85,6 +87,7 @@ QUICK = Plan(
     promotion_interval_s=1.5,
     materialized_rows=2_000,
     projected_events=600,
+    stored_slates=500,
     freshness_s=1.0,
 )
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tests.benchmarks.growth import Point
+from tests.benchmarks.data import Size
+from tests.benchmarks.growth import CATALOG, Point
 from tests.benchmarks.observability import EVERYTHING, METRICS_AND_LOGS, NOTHING, Observed
 from tests.benchmarks.promotion import PromotionResult
 from tests.benchmarks.rows import (
@@ -25,6 +26,7 @@ from tests.benchmarks.rows import (
     ZIPF,
     Row,
 )
+from tests.benchmarks.stores import Online
 from tests.benchmarks.traffic import BATCH_EVENTS
 
 SUMMARY, RESULTS, TABLE = "summary.json", "results.json", "results.md"
@@ -69,6 +71,9 @@ def summarize_rows(rows: Mapping[str, Row]) -> dict[str, float | None]:
         "events_vs_flask": _turn_by_turn(rows[EVENTS], rows[FLASK_MANY]),
         "events_batch_per_s": rows[BATCHES].rps * BATCH_EVENTS,
         "log_event_rps": rows[EVENTS].rps,
+        "cpu_ms_per_log_event": rows[EVENTS].cpu_ms["service"],
+        "cpu_ms_per_further_event": (rows[BATCHES].cpu_ms["service"] - rows[EVENTS].cpu_ms["service"])
+        / (BATCH_EVENTS - 1),
         "cpu_ms_per_request": serving.cpu_ms["service"],
         "redis_cpu_ms_per_request": serving.cpu_ms["redis"],
         "postgres_cpu_ms_per_request": serving.cpu_ms["postgres"],
@@ -102,7 +107,9 @@ def _turn_by_turn(row: Row, other: Row) -> float | None:
 
 def summarize_growth(growth: Mapping[str, Sequence[Point]]) -> dict[str, float | None]:
     """The cost at the largest size over that at the smallest; None if one of them does not count."""
-    return {f"{name}_cost_ratio": _ratio(points) for name, points in growth.items()}
+    ratios = {f"{name}_cost_ratio": _ratio(points) for name, points in growth.items()}
+    largest = growth[CATALOG][-1]
+    return {**ratios, "largest_catalog_memory_mb_per_worker": largest.memory and largest.memory.pss_mb}
 
 
 def _ratio(points: Sequence[Point]) -> float | None:
@@ -115,6 +122,23 @@ def _ratio(points: Sequence[Point]) -> float | None:
 def _over(numerator: float, denominator: float) -> float | None:
     """The ratio; None if there is nothing to compare with."""
     return numerator / denominator if denominator else None
+
+
+def summarize_online(online: Mapping[str, Online], size: Size) -> dict[str, float]:
+    """What a user and a proposition take up in Redis, each with all that is known of them alone."""
+    of_users = sum((online[key] for key in ("user_id", "user_category_key")), Online())
+    return {
+        "redis_rows_per_user": of_users.rows / size.users,
+        "redis_bytes_per_user": of_users.bytes / size.users,
+        "redis_bytes_per_proposition": online["proposition_id"].bytes / size.propositions,
+    }
+
+
+def summarize_materialization(measured: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        "materialize_vs_stock": measured["materialize_vs_stock"],
+        "materialized_rows_per_s": measured["rows"] / measured["ours_s"],
+    }
 
 
 def summarize_promotions(result: PromotionResult) -> dict[str, float | None]:

@@ -16,9 +16,10 @@ from tests.benchmarks.freshness import measure_freshness
 from tests.benchmarks.growth import measure_growth
 from tests.benchmarks.load import has_wrk
 from tests.benchmarks.observability import measure_observability
-from tests.benchmarks.projection import measure_projection
+from tests.benchmarks.projection import measure_projection, summarize_projection
 from tests.benchmarks.promotion import measure_promotions
 from tests.benchmarks.rows import measure_rows
+from tests.benchmarks.slates import measure_slates, summarize_slates
 from tests.benchmarks.stores import ROOT
 
 MATERIALIZATION = "tests.benchmarks.materialization"
@@ -46,9 +47,16 @@ def promotion(bench: Bench) -> tuple[dict, dict]:
 
 
 def projection(bench: Bench) -> tuple[dict, dict]:
-    with bench.world("projection", bench.plan.size) as loaded, environment(loaded.stores.environment):
-        measured = measure_projection(loaded.stores.settings, bench.plan.size, bench.plan.projected_events)
-    return {"projector_events_per_s": measured.events_per_s}, {"projection": measured}
+    plan = bench.plan
+    with bench.world("projection", plan.size) as loaded, environment(loaded.stores.environment):
+        slates = measure_slates(loaded.stores, plan.size, plan.stored_slates)
+        events = measure_projection(loaded.stores, plan.size, plan.projected_events)
+    summary = {
+        **summarize_projection(events),
+        **summarize_slates(slates),
+        **report.summarize_online(loaded.times.online, plan.size),
+    }
+    return summary, {"projection": events, "slates": slates, "online": loaded.times.online}
 
 
 def freshness(bench: Bench) -> tuple[dict, dict]:
@@ -65,7 +73,7 @@ def materialize(bench: Bench) -> tuple[dict, dict]:
 
     with bench.empty_world("materialize") as stores:
         measured = measure(stores.settings, rows=bench.plan.materialized_rows, features=FEATURES)
-    return {"materialize_vs_stock": measured["materialize_vs_stock"]}, {"materialize": measured}
+    return report.summarize_materialization(measured), {"materialize": measured}
 
 
 SECTIONS: dict[str, Callable[[Bench], tuple[dict, dict]]] = {

@@ -31,10 +31,24 @@ ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True)
+class Online:
+    """What the rows of one kind of entity are in Redis: how many, and how much memory they take."""
+
+    rows: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Online") -> "Online":
+        return Online(self.rows + other.rows, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True, slots=True)
 class LoadTimes:
+    """`online` by the column that holds the entity's key."""
+
     postgres_s: float
     redis_s: float
     rows: int
+    online: Mapping[str, Online]
 
 
 class Stores:
@@ -130,6 +144,7 @@ class _Loader:
         self._at = at
         self._postgres_s = self._redis_s = 0.0
         self._rows = 0
+        self._online: dict[str, Online] = {}
         self._tables = self._existing_tables()
 
     def __enter__(self) -> "_Loader":
@@ -141,7 +156,7 @@ class _Loader:
 
     @property
     def times(self) -> LoadTimes:
-        return LoadTimes(self._postgres_s, self._redis_s, self._rows)
+        return LoadTimes(self._postgres_s, self._redis_s, self._rows, dict(self._online))
 
     def add(self, chunk: Chunk) -> None:
         if not len(chunk) or chunk.table not in self._tables:
@@ -153,8 +168,11 @@ class _Loader:
         copied = time.monotonic()
         self._postgres_s += copied - started
         if chunk.table in self._online_views:
+            before = self._pipe.used_bytes()
             self._pipe.send(redis_commands(chunk, FEAST_PROJECT, self._at), len(chunk))
+            added = Online(len(chunk), self._pipe.used_bytes() - before)
             self._redis_s += time.monotonic() - copied
+            self._online[chunk.key_column] = self._online.get(chunk.key_column, Online()) + added
 
     def add_catalog(self, chunk: CatalogChunk) -> None:
         started = time.monotonic()
@@ -216,6 +234,10 @@ class _RedisPipe:
             if b"-" in replies or not replies:
                 raise RuntimeError(f"Redis refused generated rows: {replies[:200]!r}")
             count -= replies.count(b"\n")
+
+    def used_bytes(self) -> int:
+        with redis.Redis(connection_pool=self.pool) as client:
+            return client.info("memory")["used_memory"]
 
     def close(self) -> None:
         self._socket.close()

@@ -217,6 +217,7 @@ def test_files_that_the_documents_point_to_exist():
         "docs/observability.md",
         "docs/resilience.md",
         "docs/runbooks.md",
+        "docs/scaling.md",
         "docs/tracing.md",
     ):
         text = (ROOT / document).read_text()

@@ -7,6 +7,7 @@ import pytest
 from app.bootstrap.stores import migrate_database
 from app.domain.errors import StoreUnavailable
 from tests.builders import query
+from tests.unit.test_additive_migrations import FIRST_RELEASE
 
 
 def tables(settings) -> set[str]:
@@ -29,6 +30,46 @@ def test_from_empty_to_head_and_back_leaves_nothing(empty_database):
 
     assert tables(empty_database) == set()
     assert migrate_database(empty_database) is not None
+
+
+def relied_on(settings) -> set[tuple[str, ...]]:
+    """What statements name: columns with their types, uniqueness for ON CONFLICT, functions."""
+    return set(
+        query(
+            settings,
+            """
+            SELECT 'column', table_name, column_name, udt_name
+            FROM information_schema.columns WHERE table_schema = 'public'
+            UNION ALL
+            SELECT 'unique', indrelid::regclass::text, pg_get_indexdef(indexrelid), ''
+            FROM pg_index WHERE indisunique AND indrelid::regclass::text !~ '^pg_'
+            UNION ALL
+            SELECT 'function', oid::regprocedure::text, pg_get_function_result(oid), ''
+            FROM pg_proc WHERE pronamespace = 'public'::regnamespace""",
+        )
+    )
+
+
+def to_be_given(settings) -> set[tuple[str, str]]:
+    """Columns that no row can be written without."""
+    return set(
+        query(
+            settings,
+            """
+            SELECT table_name, column_name FROM information_schema.columns
+            WHERE table_schema = 'public' AND is_nullable = 'NO' AND column_default IS NULL AND is_identity = 'NO'""",
+        )
+    )
+
+
+def test_the_first_release_finds_all_that_it_reads_and_gives_all_that_is_asked_of_it(empty_database):
+    migrate_database(empty_database, up_to=FIRST_RELEASE)
+    known, relied, given = tables(empty_database), relied_on(empty_database), to_be_given(empty_database)
+
+    migrate_database(empty_database)
+
+    assert len(relied) > 100 and relied - relied_on(empty_database) == set()
+    assert {column for column in to_be_given(empty_database) if column[0] in known} <= given
 
 
 def test_migrating_twice_changes_nothing(empty_database):

@@ -9,14 +9,16 @@ BIN := $(VENV)/bin
 RUFF_RULES := --select E,F,I,B,UP,SIM,C4,PT,RUF,S --ignore E501,B008,PT018,S608,S603,S606,S311,S310 --per-file-ignores 'tests/**:S'
 RUFF_STYLE := --line-length 110 --target-version py311
 
-.PHONY: demo test chart-test chart-golden image-steps observability-test monitoring dashboards dashboard-screens lint audit format bench scaling gameday soak fuzz sbom profile clean
+.PHONY: demo test end-to-end-test chart-test chart-golden image-steps observability-test monitoring dashboards dashboard-screens lint audit format bench scaling gameday soak fuzz sbom profile clean
 
 demo: $(VENV)/.demo
 	$(BIN)/propositions demo $(if $(ONCE),--once,)
 
 test: monitoring
 	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/e2e --ignore tests/image --ignore tests/chart
-	# Against the clock, on whole stacks: beside each other they would measure each other.
+
+# Short game days, a rolling restart and the whole way, on whole stacks and against the clock: one after the other.
+end-to-end-test: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/e2e
 
 # What the Dockerfile does, without Docker: builds in a clean folder, and runs it as nobody on a read-only system.

@@ -2,9 +2,7 @@
 
 import logging
 import os
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -17,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from app.adapters.signals import set_when_told_to_end
 from app.api.logs import configure_logging
 from app.capacity_command import capacity
 from app.domain.errors import ConfigurationError, PropositionsError, StoreUnavailable
@@ -220,11 +219,8 @@ def snapshot(
         console.print(f"{take_snapshot(config):,} propositions")
         return
     configure_logging(config.log_level, "keeper")
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     with end_logged():
-        follow_news(config, stop)
+        follow_news(config, set_when_told_to_end())
 
 
 @app.command()
@@ -250,9 +246,7 @@ def project(
     from app.bootstrap.tracing import build_tracer
     from app.events.metrics import ProjectorMetrics
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop = set_when_told_to_end()
     registry = serve_metrics(config)
     metrics = ProjectorMetrics(registry)
     on_folded = count_outcomes(config, registry)

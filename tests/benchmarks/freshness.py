@@ -115,7 +115,7 @@ def _probe(port: int, seconds: float) -> list[float | None]:
 def _felt_after_ms(connection: HTTPConnection, user_id: str) -> float | None:
     """None if it was not felt in time."""
     question = {"user_id": user_id, "context": {"page": "home"}, "limit": 10}
-    if _post(connection, "/suggest", question)["features"]["user"] == "fresh":
+    if _is_felt(connection, question):
         raise RuntimeError(f"{user_id} is no new user")
     _post(
         connection,
@@ -124,10 +124,15 @@ def _felt_after_ms(connection: HTTPConnection, user_id: str) -> float | None:
     )
     began_s = time.monotonic()
     while time.monotonic() < began_s + FELT_TIMEOUT_S:
-        if _post(connection, "/suggest", question)["features"]["user"] == "fresh":
+        if _is_felt(connection, question):
             return (time.monotonic() - began_s) * 1e3
         time.sleep(PAUSE_S)
     return None
+
+
+def _is_felt(connection: HTTPConnection, question: dict) -> bool:
+    """False as well when the question is refused, because there is too much to do."""
+    return _post(connection, "/suggest", question).get("features", {}).get("user") == "fresh"
 
 
 def _post(connection: HTTPConnection, path: str, body: dict) -> dict:

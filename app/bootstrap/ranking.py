@@ -47,7 +47,7 @@ SLOW_SCORINGS = 2
 SCORING_TRIAL_INTERVAL_S = 1.0
 # Of a request's deadline, how late in a round of the event loop it may be handled, and what those who wait for their turn
 # may need of the processor; and from when on, if that goes on, slates are ranked by what costs least.
-QUEUE_SHARE, STANDING_SHARE = 0.5, 0.25
+QUEUE_SHARE, STANDING_SHARE = 0.5, 0.125
 # Enough that the others compute while one waits for Redis.
 RANKINGS_AT_ONCE = 4
 # How often it is seen whether candidates' features are to be renewed, as a part of how old they may be.

@@ -42,7 +42,10 @@ class TurnTakingServer(StreamServer):
 
     def _accept_again(self, due_s: float) -> None:
         if self.started:
-            self.max_accept = 1 + int((time.monotonic() - due_s) / TURN_S)
+            late_s = max(
+                time.monotonic() - due_s, 0.0
+            )  # timers may be early, and 0 would accept nobody any more
+            self.max_accept = 1 + int(late_s / TURN_S)
             self.start_accepting()
 
 

@@ -69,6 +69,17 @@ def test_all_connections_are_accepted_by_and_by(count):
         assert sum(accepted) == len(clients) == 10
 
 
+def test_a_timer_that_is_early_does_not_end_accepting(monkeypatch):
+    with workers(1) as (address, accepted):
+        clients = connect(address, 1)
+        wait_for(accepted, 1)
+        monkeypatch.setattr(
+            gunicorn_worker.time, "monotonic", lambda: 0.0
+        )  # whatever is due is so much later
+        clients += connect(address, 3)
+        wait_for(accepted, 4)
+
+
 def test_a_server_that_was_stopped_during_its_turn_accepts_nothing_more():
     with workers(1) as (address, accepted):
         connect(address, 1)

@@ -1,6 +1,8 @@
 """Logs: one JSON object a line on stdout, in the Elastic Common Schema."""
 
+import atexit
 import logging
+import logging.config
 import re
 import socket
 import sys
@@ -78,8 +80,14 @@ def configure_logging(level: str, role: str = "command", stream: TextIO | None =
     # Chatty at INFO, and about their own inner life only.
     for name in ("feast", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    atexit.register(_forget_handlers)  # the first that is registered is the last that is run
     sys.excepthook = log_the_end
     threading.excepthook = lambda ended: log_the_end(ended.exc_type, ended.exc_value, ended.exc_traceback)
+
+
+def _forget_handlers() -> None:
+    """Handlers that are freed after gevent's modules cannot take their lock, and say so in lines that are no JSON."""
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False})
 
 
 def log_the_end(kind: type[BaseException], error: BaseException | None, trace: Any) -> None:

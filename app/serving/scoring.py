@@ -18,13 +18,13 @@ from app.domain.types import FeatureState
 from app.features.affinity import NO_HISTORY, History
 from app.features.assembly import REQUEST_ENTITIES, MatrixSpec
 from app.features.catalog import Catalog
-from app.features.columns import grown
 from app.features.forest import Forest
 from app.features.history import HISTORY_FIELDS
 from app.features.ports import Model, OnlineRows
 from app.features.rows import NUMBER_PREFIX, Rows, rows_from_records
 from app.features.schema import EntityName, ViewSchema
 from app.features.snapshot import Snapshot
+from app.serving.kept_parts import ContextParts, Pool
 from app.serving.online import OnlineFeatures
 
 OF_REQUEST = REQUEST_ENTITIES
@@ -33,18 +33,10 @@ OF_CANDIDATE = (EntityName.PROPOSITION, EntityName.CONTEXT_PROPOSITION)
 
 # While no event changes a candidate's counters they only decay, and may lag behind this many times as long.
 QUIET_FACTOR = 6
-# A candidate that was not asked for during as many renewals is not prepared any more.
-MAX_IDLE_RENEWALS = 10
 # Of the time, what a renewal works; and of the time until features are too old, how long it may sleep in between.
 RENEWAL_DUTY, RENEWAL_SHARE = 0.15, 0.25
 # So many at a time take about as long as a request.
 PREPARED_AT_ONCE = 512
-# Candidates whose parts are kept per context, half of them from renewal to renewal: large catalogs have a long tail
-# of candidates that are asked for once.
-MAX_KEPT = 20_000
-
-# Parts of rows (m, w), and for each of n candidates which of them is its, intp (n,).
-Pool = tuple[np.ndarray, np.ndarray]
 
 
 class Scoring(Protocol):
@@ -145,7 +137,7 @@ class Scorer:
         self._views = {part: part_views(self._spec, part) for part in (OF_REQUEST, OF_CATEGORY, OF_CANDIDATE)}
         self._affinity = self._spec.affinity(snapshot.traits)
         self._no_rows: dict[str, Rows] = {}
-        self._contexts: OrderedDict[str | None, _ContextParts] = OrderedDict()
+        self._contexts: OrderedDict[str | None, ContextParts] = OrderedDict()
         self.was_asked = False
 
     def fits(self, snapshot: Snapshot) -> bool:
@@ -285,12 +277,12 @@ class Scorer:
         (view,) = pair_views(self._spec)
         return self._scoring.of_pairs(self._affinity.columns(history_of(view, catalog, online), positions))
 
-    def _parts_of(self, context_key: str | None) -> tuple[str | None, "_ContextParts"]:
+    def _parts_of(self, context_key: str | None) -> tuple[str | None, ContextParts]:
         # Contexts that nothing is known of share their parts.
         key = context_key if context_key in self.snapshot.contexts.numbers else None
         parts = self._contexts.get(key)
         if parts is None:
-            parts = self._contexts[key] = _ContextParts(len(self.snapshot.catalog))
+            parts = self._contexts[key] = ContextParts(len(self.snapshot.catalog))
         self._contexts.move_to_end(key)
         return key, parts
 
@@ -307,67 +299,6 @@ class Scorer:
             block, rates[view.name] = self._spec.block(view, rows, self.as_of_s, rates.get(view.prior_view))
             blocks.append(block)
         return np.concatenate(blocks, axis=1)
-
-
-class _ContextParts:
-    """Parts of the candidates that were asked for in one context. Slots are rows of the parts."""
-
-    def __init__(self, catalog_size: int) -> None:
-        self._slots = np.full(catalog_size, -1, np.int32)
-        self._parts: np.ndarray | None = None
-        self._positions = np.empty(0, np.int64)
-        self._idle_renewals = np.empty(0, np.uint8)  # since a slot was asked for
-        self._count = 0
-
-    @property
-    def size_bytes(self) -> int:
-        return self._slots.nbytes + (0 if self._parts is None else self._parts.nbytes)
-
-    def wanted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positions that were asked for lately, and how many renewals ago, this one counted."""
-        idle_renewals = self._idle_renewals[: self._count]
-        lately_asked_first = idle_renewals.argsort(kind="stable")[: MAX_KEPT // 2]
-        wanted = lately_asked_first[idle_renewals[lately_asked_first] < MAX_IDLE_RENEWALS]
-        return self._positions[wanted], idle_renewals[wanted] + 1
-
-    def missing(self, positions: np.ndarray) -> np.ndarray:
-        return positions[self._slots[positions] < 0]
-
-    def add(self, positions: np.ndarray, parts: np.ndarray) -> None:
-        first, last = self._count, self._count + len(positions)
-        if self._parts is None:
-            self._parts = np.empty((0, parts.shape[1]), parts.dtype)
-        if last > len(self._parts):
-            room = max(last, 2 * len(self._parts))
-            self._parts = grown(self._parts, room, 0)
-            self._positions = grown(self._positions, room, 0)
-            self._idle_renewals = grown(self._idle_renewals, room, 0)
-        self._parts[first:last] = parts
-        self._positions[first:last] = positions
-        self._slots[positions] = np.arange(first, last)
-        self._count = last
-
-    def has_room_for(self, count: int) -> bool:
-        return self._parts is None or self._count + count <= MAX_KEPT
-
-    def set_idle(self, positions: np.ndarray, renewals: np.ndarray) -> None:
-        self._idle_renewals[self._slots[positions]] = renewals
-
-    def pool(self, positions: np.ndarray) -> Pool:
-        slots = self._slots[positions].astype(np.intp)
-        self._idle_renewals[slots] = 0
-        return self._parts, slots
-
-    def pool_with(self, positions: np.ndarray, computed: np.ndarray) -> Pool:
-        """A pool of these positions alone; `computed` are the parts of those that are missing here."""
-        slots = self._slots[positions]
-        is_kept = slots >= 0
-        kept = slots[is_kept]
-        self._idle_renewals[kept] = 0
-        rows = np.empty(len(positions), np.intp)
-        rows[is_kept] = np.arange(len(kept))
-        rows[~is_kept] = len(kept) + np.arange(len(computed))
-        return np.concatenate([self._parts[kept], computed]), rows
 
 
 def history_of(view: ViewSchema, catalog: Catalog, online: OnlineFeatures) -> History:

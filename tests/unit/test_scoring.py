@@ -15,10 +15,10 @@ from app.features.ports import OnlineRows
 from app.features.rows import rows_from_records
 from app.features.schema import EntityName, FieldKind, FieldSchema, ViewSchema
 from app.features.snapshot import SnapshotChanges
-from app.serving import scoring
+from app.serving import kept_parts
+from app.serving.kept_parts import MAX_IDLE_RENEWALS
 from app.serving.online import OnlineFeatures, read_online
 from app.serving.scoring import (
-    MAX_IDLE_RENEWALS,
     QUIET_FACTOR,
     CurrentScorer,
     Scorer,
@@ -345,7 +345,7 @@ def test_candidates_beyond_what_is_kept_are_scored_all_the_same(
     roomy, small = (Scorer(Trees(spec, booster, forest), taken, NOW_S, 1 << 20) for _ in range(2))
     expected = roomy.score(HERE, np.arange(30), taken.catalog, online, NOW_S)
 
-    monkeypatch.setattr(scoring, "MAX_KEPT", 4)
+    monkeypatch.setattr(kept_parts, "MAX_KEPT", 4)
     small.score(HERE, np.array([5, 2, 9]), taken.catalog, online, NOW_S)
     scores = small.score(HERE, np.arange(30), taken.catalog, online, NOW_S)
 

@@ -1,0 +1,75 @@
+"""Parts of candidates that were computed for one request and serve the next ones."""
+
+import numpy as np
+
+from app.features.columns import grown
+
+# A candidate that was not asked for during as many renewals is not prepared any more.
+MAX_IDLE_RENEWALS = 10
+# Candidates whose parts are kept per context, half of them from renewal to renewal: large catalogs have a long tail
+# of candidates that are asked for once.
+MAX_KEPT = 20_000
+
+# Parts of rows (m, w), and for each of n candidates which of them is its, intp (n,).
+Pool = tuple[np.ndarray, np.ndarray]
+
+
+class ContextParts:
+    """Parts of the candidates that were asked for in one context. Slots are rows of the parts."""
+
+    def __init__(self, catalog_size: int) -> None:
+        self._slots = np.full(catalog_size, -1, np.int32)
+        self._parts: np.ndarray | None = None
+        self._positions = np.empty(0, np.int64)
+        self._idle_renewals = np.empty(0, np.uint8)  # since a slot was asked for
+        self._count = 0
+
+    @property
+    def size_bytes(self) -> int:
+        return self._slots.nbytes + (0 if self._parts is None else self._parts.nbytes)
+
+    def wanted(self) -> tuple[np.ndarray, np.ndarray]:
+        """Positions that were asked for lately, and how many renewals ago, this one counted."""
+        idle_renewals = self._idle_renewals[: self._count]
+        lately_asked_first = idle_renewals.argsort(kind="stable")[: MAX_KEPT // 2]
+        wanted = lately_asked_first[idle_renewals[lately_asked_first] < MAX_IDLE_RENEWALS]
+        return self._positions[wanted], idle_renewals[wanted] + 1
+
+    def missing(self, positions: np.ndarray) -> np.ndarray:
+        return positions[self._slots[positions] < 0]
+
+    def add(self, positions: np.ndarray, parts: np.ndarray) -> None:
+        first, last = self._count, self._count + len(positions)
+        if self._parts is None:
+            self._parts = np.empty((0, parts.shape[1]), parts.dtype)
+        if last > len(self._parts):
+            room = max(last, 2 * len(self._parts))
+            self._parts = grown(self._parts, room, 0)
+            self._positions = grown(self._positions, room, 0)
+            self._idle_renewals = grown(self._idle_renewals, room, 0)
+        self._parts[first:last] = parts
+        self._positions[first:last] = positions
+        self._slots[positions] = np.arange(first, last)
+        self._count = last
+
+    def has_room_for(self, count: int) -> bool:
+        return self._parts is None or self._count + count <= MAX_KEPT
+
+    def set_idle(self, positions: np.ndarray, renewals: np.ndarray) -> None:
+        self._idle_renewals[self._slots[positions]] = renewals
+
+    def pool(self, positions: np.ndarray) -> Pool:
+        slots = self._slots[positions].astype(np.intp)
+        self._idle_renewals[slots] = 0
+        return self._parts, slots
+
+    def pool_with(self, positions: np.ndarray, computed: np.ndarray) -> Pool:
+        """A pool of these positions alone; `computed` are the parts of those that are missing here."""
+        slots = self._slots[positions]
+        is_kept = slots >= 0
+        kept = slots[is_kept]
+        self._idle_renewals[kept] = 0
+        rows = np.empty(len(positions), np.intp)
+        rows[is_kept] = np.arange(len(kept))
+        rows[~is_kept] = len(kept) + np.arange(len(computed))
+        return np.concatenate([self._parts[kept], computed]), rows

@@ -153,6 +153,18 @@ def test_rows_gathered_from_pools_score_as_the_rows_that_they_make_up(row_count)
     assert_scores(scores, model.booster.inplace_predict(rows))
 
 
+def test_rows_looked_up_where_they_are_summed_score_as_their_masks():
+    forest = (model := small_model(max_depth=6)).forest
+    of_all, shared, own = model.matrix[:1, :2], forest.part([0, 1]), forest.part(slice(2, 6))
+    rows = np.hstack([np.repeat(of_all, len(model.matrix), axis=0), model.matrix[:, 2:]])
+
+    pools = own.pools(model.matrix[:, 2:])
+    scores = forest.gathered_scores(shared.masks(of_all)[0], pools)
+
+    assert len(pools) == len(own.positions) > 1
+    assert_scores(scores, model.booster.inplace_predict(rows))
+
+
 def test_scoring_leaves_the_masks_as_they_were():
     forest = (model := small_model()).forest
     masks = forest.part(slice(None)).masks(model.matrix)

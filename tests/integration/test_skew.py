@@ -4,23 +4,21 @@ import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-import numpy as np
 import pytest
 import typer
-import xgboost
 from typer.testing import CliRunner
 
 from app.adapters.database import batch_database
 from app.adapters.feature_store import load_schema, open_feature_store
-from app.adapters.model_store import RANKER, ModelStore
+from app.adapters.model_store import ModelStore
 from app.api.factory import create_app
 from app.bootstrap.keeper import take_snapshot
 from app.bootstrap.projector import build_projector
 from app.bootstrap.stores import open_import
 from app.bootstrap.web import build_api
-from app.features.assembly import MatrixSpec
 from app.settings import load_settings
 from tests.builders import event, proposition, query
+from tests.small_model import activate_small_model
 from training.skew import NothingToAudit, SkewOptions, audit, logged_decisions
 from training.skew_cli import skew
 
@@ -37,28 +35,7 @@ def stores(settings):
 @pytest.fixture
 def model(settings, stores):
     """A model serves that reads everything."""
-    _, schema = stores
-    rates = {"click_rate": 0.2, "conversion_rate": 0.1, "dismiss_rate": 0.05}
-    spec = MatrixSpec(
-        schema=schema,
-        half_lives_s=settings.half_lives_s,
-        base_rates=rates,
-        prior_strengths={view.name: dict.fromkeys(rates, 10.0) for view in schema.views if view.has_counters},
-        vocabularies={
-            f"{view.name}.{field.name}": CATEGORIES
-            for view in schema.views
-            for field in view.fields
-            if field.kind == "category"
-        },
-        ranks={"length": (0.0, 1.0, 2.0, 3.0)},
-    )
-    rows = np.random.default_rng(0).random((200, len(spec.columns))).astype(np.float32)
-    data = xgboost.DMatrix(rows, label=rows.sum(axis=1), feature_names=list(spec.columns))
-    booster = xgboost.train({"nthread": 1, "max_depth": 3}, data, num_boost_round=5)
-    store = ModelStore(settings.model_dir, settings.half_lives_s)
-    store.write("m1", {RANKER: bytes(booster.save_raw("json"))}, {"matrix": spec.to_json()})
-    store.activate("m1")
-    return spec
+    return activate_small_model(settings, *CATEGORIES, ranks={"length": (0.0, 1.0, 2.0, 3.0)})
 
 
 @pytest.fixture

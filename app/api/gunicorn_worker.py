@@ -42,9 +42,8 @@ class TurnTakingServer(StreamServer):
 
     def _accept_again(self, due_s: float) -> None:
         if self.started:
-            late_s = max(
-                time.monotonic() - due_s, 0.0
-            )  # timers may be early, and 0 would accept nobody any more
+            # A timer may be early, and a server that may accept none accepts nobody any more.
+            late_s = max(time.monotonic() - due_s, 0.0)
             self.max_accept = 1 + int(late_s / TURN_S)
             self.start_accepting()
 

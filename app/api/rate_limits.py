@@ -12,7 +12,8 @@ from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
 
 from app.api.problems import problem_response
-from app.settings import NO_LIMIT, Settings
+from app.settings import Settings
+from app.settings.web import NO_LIMIT
 
 # A network of this size is the least that one customer gets.
 _IPV6_PREFIX = 64

@@ -19,7 +19,8 @@ from app.domain.context import complete_context
 from app.events.message import SCHEMA_HEADER, SCHEMA_VERSION, decode, encode
 from app.imports import native
 from app.imports.records import ImportRules, Reject
-from app.settings import Settings, load_settings, show_value
+from app.settings import Settings, load_settings
+from app.settings.loading import show_value
 from tests.builders import NOON
 
 ROOT = Path(__file__).parents[2]

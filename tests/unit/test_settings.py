@@ -1,7 +1,8 @@
 import pytest
 
 from app.domain.errors import ConfigurationError
-from app.settings import describe_settings, load_settings
+from app.settings import load_settings
+from app.settings.loading import describe_settings
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+from app.cli.logs import EXIT_ANOMALIES, logs
 from app.domain.errors import ConfigurationError
 from app.gameday.stack import wait_until
-from app.log_commands import EXIT_ANOMALIES, logs
 from tests.observability import elastic_files as shipped
 from tests.observability.log_lines import SUGGESTIONS, TRACE_ID, ServiceRun, field_names, run_service
 from tests.observability.rsyslog import find_rsyslog, shipping

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.log_commands import EXIT_ANOMALIES, logs
+from app.cli.logs import EXIT_ANOMALIES, logs
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from app.cli.console import console, errors, print_table
 from app.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from app.logwatch.watch import Anomaly
 
 EXIT_ANOMALIES = 3
-PAGE_WIDTH = 160
 
 logs = typer.Typer(name="logs", help="What the log of the service tells.", no_args_is_help=True)
-console = Console(highlight=False, soft_wrap=True)
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 @logs.callback()
@@ -120,8 +117,8 @@ def _report(found: Sequence["Anomaly"], search: "Search", reader: "Reader", as_j
         table = Table("noticed (UTC)", "what", "where", "seen", "usual", "until")
         for anomaly in found:
             table.add_row(*_cells(anomaly))
-        (console if console.is_terminal else Console(width=PAGE_WIDTH)).print(table)
-    notes.print(
+        print_table(table)
+    errors.print(
         f"{search.line_count:,} lines, {len(found):,} anomalies"
         + (f"; {search.known_count:,} lines were known" if search.known_count else "")
         + (f"; {reader.unreadable:,} lines are none of the service" if reader.unreadable else "")

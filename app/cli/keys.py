@@ -7,16 +7,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
+from app.cli.console import console, errors
 from app.domain.access import ApiKey, Scope, make_key, revoke, rotate
 from app.settings import load_settings
 
 keys = typer.Typer(
     name="keys", help="API keys: who may use the HTTP interface, and for what.", no_args_is_help=True
 )
-console = Console(highlight=False, soft_wrap=True)
-notes = Console(stderr=True, highlight=False, soft_wrap=True)
 
 KeyId = Annotated[str, typer.Argument(metavar="ID", help="As `propositions keys list` shows it.")]
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
@@ -93,7 +91,7 @@ def _show(key: ApiKey, presented: str, as_json: bool) -> None:
         console.print_json(json.dumps({"key": presented, **_described(key, datetime.now(UTC))}))
         return
     console.print(presented, markup=False)
-    notes.print(
+    errors.print(
         f"This is key {key.key_id} for {key.name}, good for {', '.join(sorted(key.scopes))}. "
         "Keep it now: it cannot be shown again.",
         markup=False,

@@ -1,14 +1,13 @@
 """`propositions kafka`: the topics, and how far the projectors have got in them."""
 
 import typer
-from rich.console import Console
 
+from app.cli.console import console
 from app.settings import load_settings
 
 kafka = typer.Typer(
     name="kafka", help="Kafka's topics, and how far they are brought into PostgreSQL.", no_args_is_help=True
 )
-console = Console(highlight=False, soft_wrap=True)
 
 
 @kafka.command()

@@ -14,7 +14,7 @@ from app.adapters.redis_client import REDIS_ERRORS, connect_redis
 from app.adapters.redis_wire import open_wire
 from app.domain.errors import StoreUnavailable
 from app.settings import Settings
-from tests.contract.test_online_reader import (
+from tests.contract.online_reader.redis_servers import (
     PASSWORD,
     answers,
     free_ports,

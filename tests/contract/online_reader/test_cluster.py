@@ -1,0 +1,56 @@
+"""A cluster that comes up late, and one whose slots move."""
+
+import pytest
+from feast.protos.feast.types.Value_pb2 import Value
+from redis.crc import key_slot
+
+from app.domain.errors import FeaturesUnavailable
+from tests.builders import NOON
+from tests.contract.online_reader.feature_rows import AGE, FRESH, HALF_LIFE_COUNT, put
+from tests.contract.online_reader.redis_servers import PASSWORD, Place, free_ports, running_server, wait_for
+
+
+def test_a_cluster_that_comes_up_later_is_read(tmp_path):
+    port, bus_port = free_ports(2)
+    place = Place([port], is_cluster=True)
+    reader = place.reader()
+    with pytest.raises(FeaturesUnavailable):
+        reader.read({AGE: ["u1"]}, HALF_LIFE_COUNT, NOON)
+
+    options = ["--cluster-enabled", "yes", "--cluster-port", str(bus_port)]
+    with running_server(tmp_path / "node", port, *options):
+        place.node(0).execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16_383)
+        wait_for(lambda: place.node(0).execute_command("CLUSTER INFO")["cluster_state"] == "ok")
+        put(place, AGE, "u1", age=Value(double_val=42))
+        read = reader.read({AGE: ["u1"]}, HALF_LIFE_COUNT, NOON)["profile"]
+
+    assert read.states == [FRESH]
+
+
+def test_slots_are_read_while_they_move_and_after(cluster):
+    cluster.empty()
+    redis_key = put(cluster, AGE, "u1", age=Value(double_val=42))
+    slot, client = key_slot(redis_key), cluster.client()
+    nodes = [cluster.node(position) for position in range(3)]
+    ids = [node.execute_command("CLUSTER MYID").decode() for node in nodes]
+    source = cluster.ports.index(client.nodes_manager.get_node_from_slot(slot).port)
+    target = (source + 1) % 3
+    reader = cluster.reader()
+    wire = reader._wire
+
+    def read() -> list[float]:
+        return reader.read({AGE: ["u1"]}, HALF_LIFE_COUNT, NOON)["profile"].rows.values["age"].tolist()
+
+    before = read()
+    nodes[target].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", ids[source])
+    nodes[source].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", ids[target])
+    nodes[source].execute_command(
+        "MIGRATE", "127.0.0.1", cluster.ports[target], redis_key, 0, 5_000, "AUTH", PASSWORD
+    )
+    while_moving = read()
+    for node in (nodes[target], nodes[source]):
+        node.execute_command("CLUSTER", "SETSLOT", slot, "NODE", ids[target])
+    after = read()
+
+    assert [before, while_moving, after] == [[42.0]] * 3
+    assert wire._client.nodes_manager.get_node_from_slot(slot).port == cluster.ports[target]

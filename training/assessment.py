@@ -11,7 +11,7 @@ from app.domain.errors import ModelRefused
 from app.settings import Settings
 from training.calibration import Calibration
 from training.dataset import NothingToTrainOn
-from training.evaluation import Report
+from training.evaluation_report import Report
 from training.foreign import imported
 from training.models import ModelParameters
 from training.registry import open_promotions

@@ -132,7 +132,7 @@ def lint(
 
     Of a data set in parts the newest is looked at. Exits with 1 if there are errors; warnings do not count.
     """
-    from training.lint import Severity
+    from training.lint.findings import Severity
 
     findings = sorted(
         _findings(load_settings(), folder), key=lambda finding: finding.severity is Severity.WARNING
@@ -163,7 +163,8 @@ def _findings(settings: Settings, folder: Path | None) -> list:
     from app.adapters.database import batch_database
     from app.features.assembly import learn_spec
     from training.labels import LabelOptions
-    from training.lint import lint_dataset, lint_events
+    from training.lint.dataset import lint_dataset
+    from training.lint.events import lint_events
     from training.matrix import matrix
 
     if folder is None:

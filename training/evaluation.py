@@ -1,7 +1,7 @@
 """What a model is worth on slates that it has not seen, against the simple rankings that it must beat."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -10,6 +10,19 @@ import numpy as np
 from app.domain.context import KEY_SEPARATOR
 from training.calibration import expected_calibration_error, reliability
 from training.dataset import Dataset
+from training.evaluation_notes import notes_on
+from training.evaluation_report import (
+    DECIMALS,
+    HEADLINE,
+    MODEL,
+    MODELS,
+    POPULARITY,
+    RANDOM,
+    SHARES,
+    TOP,
+    USERS,
+    Report,
+)
 from training.metrics import (
     SLATE_METRICS,
     Interval,
@@ -21,22 +34,11 @@ from training.metrics import (
     ranking_metrics,
 )
 
-MODEL, LOGISTIC = "xgboost", "logistic"
-MODELS = (MODEL, LOGISTIC)
-POPULARITY, SHOWN_ORDER, RANDOM = "popularity", "shown_order", "random"
-# Whose history can be hidden.
-USERS, PROPOSITIONS = "users", "propositions"
 CATALOG_VIEW = "proposition_catalog"
-
-HEADLINE = "ndcg@10"
 SLATE_LENGTH = 10
-TOP = 3
-TARGET_PRECISION = 0.7
-SHARES = (0.05, *(tenths / 10 for tenths in range(1, 11)))
 CONTEXTS = 10
 RELIABILITY_BINS = 10
 EXPLAINED_ROWS = 2_000
-DECIMALS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,40 +63,6 @@ class Explanation:
 
     importance: Mapping[str, float] = field(default_factory=dict)
     shap: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """All figures of one evaluation, NaN where there is nothing to measure.
-
-    `slate_count` of all slates, `slates` by segment. `rankers[name][all|warm|cold][metric]` and `intervals` likewise;
-    `paired["xgboost-popularity"][metric]` are gains per slate. `segments` has means by ranker for groups of slates. The rest
-    is told where it is computed, in this module.
-    """
-
-    slate_count: int
-    slates: Mapping[str, Any]
-    rankers: Mapping[str, Mapping[str, Mapping[str, float]]]
-    intervals: Mapping[str, Mapping[str, Mapping[str, Interval]]]
-    paired: Mapping[str, Mapping[str, Interval]]
-    segments: Mapping[str, Any]
-    retained_lift: Mapping[str, float]
-    selective: Mapping[str, Mapping[str, float]]
-    coverage: Mapping[str, float]
-    diversity: Mapping[str, Mapping[str, float]]
-    calibration: Mapping[str, Any]
-    ceiling: Mapping[str, float]
-    importance: Mapping[str, float]
-    shap: Mapping[str, float]
-    notes: Sequence[str] = ()
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values with sorted keys; null where there is nothing to measure."""
-        return _plain(asdict(self))
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> "Report":
-        return cls(**{each.name: _restored(data[each.name]) for each in fields(cls)})
 
 
 def evaluate(
@@ -149,7 +117,7 @@ def evaluate(
     )
     return Report(
         **{each.name: getattr(report, each.name) for each in fields(Report) if each.name != "notes"},
-        notes=tuple(_notes(report)),
+        notes=tuple(notes_on(report)),
     )
 
 
@@ -422,123 +390,3 @@ def _ceiling(dataset: Dataset, rng: np.random.Generator) -> dict[str, float]:
         "slates_with_a_click": _mean((ideal.click_counts > 0).astype(np.float64)),
         "slates_with_three_clicks": _mean((ideal.click_counts >= TOP).astype(np.float64)),
     }
-
-
-def _notes(report: Report) -> Iterator[str]:
-    """What the figures say, in plain words."""
-    yield (
-        f"Tested on {report.slate_count:,} slates with {report.slates['impressions']:,} impressions. "
-        f"Metrics of the order are means over the {report.slates['all']:,} slates with a click."
-    )
-    if not report.slates["all"]:
-        yield "Nothing was clicked in the tested slates, so no ranking can be judged on them."
-        return
-    yield from _notes_on_gains(report)
-    yield from _notes_on_precision(report)
-    yield from _notes_on_cold_start(report)
-    calibration = report.calibration.get(MODEL)
-    if calibration:
-        yield (
-            "The chance of a click that the model states is off by "
-            f"{100 * calibration['expected_calibration_error']:.1f} percentage points on average."
-        )
-    yield (
-        f"The top 10 of all slates together show {report.coverage['catalog']:.0%} of the propositions "
-        "that were candidates."
-    )
-
-
-def _notes_on_gains(report: Report) -> Iterator[str]:
-    for other in (POPULARITY, SHOWN_ORDER, LOGISTIC, "rules"):
-        gain = report.paired.get(f"{MODEL}-{other}", {}).get(HEADLINE)
-        if gain is not None:
-            model, baseline = (report.rankers[name]["all"][HEADLINE] for name in (MODEL, other))
-            verdict = (
-                "the model is better"
-                if gain.low > 0
-                else "the model is worse"
-                if gain.high < 0
-                else "no difference can be told"
-            )
-            yield (
-                f"NDCG@10 is {model:.3f}, that of {other.replace('_', ' ')} {baseline:.3f}: {verdict} "
-                f"({gain.mean:+.4f}, 95 % between {gain.low:+.4f} and {gain.high:+.4f})."
-            )
-
-
-def _notes_on_precision(report: Report) -> Iterator[str]:
-    ceiling, everyone = report.ceiling, report.selective[str(SHARES[-1])]
-    best = ceiling["precision@3_of_all_requests"]
-    yield (
-        f"{ceiling['click_rate']:.0%} of the candidates were clicked, which is about what the top 3 in random order reach, "
-        f"and only {ceiling['slates_with_three_clicks']:.0%} of the slates have three clicks to find: the best possible "
-        f"order reaches a precision of the top 3 of {best:.0%} over all requests, the model "
-        f"{everyone['precision@3']:.0%}{_beside(everyone)}."
-    )
-    if best < TARGET_PRECISION:
-        yield (
-            f"A precision of the top 3 above {TARGET_PRECISION:.0%} over all requests cannot be reached by any ranking of "
-            "these slates."
-        )
-    else:
-        yield (
-            f"A precision of the top 3 above {TARGET_PRECISION:.0%} over all requests would be "
-            f"{TARGET_PRECISION / best:.0%} of what an order that knows the clicks reaches."
-        )
-    reached = {share: row for share, row in report.selective.items() if row["precision@3"] > TARGET_PRECISION}
-    if not reached:
-        yield (
-            f"The model does not get above {TARGET_PRECISION:.0%} on the requests it is surest of either: it reaches "
-            f"{max(row['precision@3'] for row in report.selective.values()):.0%} at most."
-        )
-        return
-    share = max(reached, key=float)
-    row = reached[share]
-    yield (
-        f"The model gets above {TARGET_PRECISION:.0%} if it answers the {float(share):.0%} of the requests it is surest of: "
-        f"{row['precision@3']:.0%} there (95 % between {row['precision@3_low']:.0%} and {row['precision@3_high']:.0%})"
-        f"{_beside(row)}. That says which requests are easy, and not how good the order of the others is."
-    )
-
-
-def _beside(row: Mapping[str, float]) -> str:
-    value = row.get(f"{POPULARITY}_precision@3")
-    return "" if value is None else f", popularity {value:.0%}"
-
-
-def _notes_on_cold_start(report: Report) -> Iterator[str]:
-    for whose, lift in report.retained_lift.items():
-        if math.isnan(lift):
-            yield f"No slate with a click has a history of {whose} to hide."
-        else:
-            yield f"Without the history of {whose} {lift:.0%} of the lift over a random order is left."
-    warm, cold = (report.rankers[MODEL][group][HEADLINE] for group in ("warm", "cold"))
-    if not math.isnan(warm) and not math.isnan(cold):
-        yield (
-            f"NDCG@10 is {warm:.3f} for users with history ({report.slates['warm']:,} slates) and {cold:.3f} for users "
-            f"without ({report.slates['cold']:,}); these are different slates, so the two do not compare."
-        )
-
-
-def _plain(value: Any) -> Any:
-    """As JSON has it: sorted, rounded, null for what is no number."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(value[key]) for key in sorted(value, key=str)}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float):
-        return round(value, DECIMALS) if math.isfinite(value) else None
-    return value
-
-
-def _restored(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        items = {key: _restored(each) for key, each in value.items()}
-        return Interval(**items) if items.keys() == {"mean", "low", "high"} else items
-    if isinstance(value, list):
-        return [_restored(each) for each in value]
-    return math.nan if value is None else value

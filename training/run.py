@@ -26,7 +26,8 @@ from training.columns import learn_columns
 from training.dataset import Dataset, NothingToTrainOn
 from training.dataset_folder import DatasetFolder
 from training.distributed import fit_ranker_distributed
-from training.evaluation import LOGISTIC, MODEL, PROPOSITIONS, USERS, Report, Scores, evaluate, explain
+from training.evaluation import Scores, evaluate, explain
+from training.evaluation_report import LOGISTIC, MODEL, PROPOSITIONS, USERS, Report
 from training.gate import CURRENT, GateLimits, Verdict, judge, measure_latency_ms, read_report
 from training.hiding import some_propositions, without_proposition_logs, without_user_history
 from training.joins import build_dataset

@@ -11,7 +11,8 @@ from app.bootstrap.projector import build_projector
 from app.bootstrap.stores import open_import
 from tests.builders import NOON, event, proposition, query
 from training.dataset_cli import dataset
-from training.lint import LintLimits, Severity, lint_events
+from training.lint.events import lint_events
+from training.lint.findings import LintLimits, Severity
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import pytest
 import xgboost
 
 from tests.training_data import synthetic_dataset, without_clicks
-from training.evaluation import Report, Scores, evaluate, explain, retained_lift
+from training.evaluation import Scores, evaluate, explain, retained_lift
+from training.evaluation_report import Report
 from training.metrics import SLATE_METRICS
 
 METRICS_OF_PROBABILITIES = {*SLATE_METRICS, "pooled_auc", "log_loss", "calibration_error"}

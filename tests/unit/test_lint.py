@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.training_data import synthetic_dataset, synthetic_spec, without_clicks
-from training.lint import LintLimits, Severity, lint_dataset
+from training.lint.dataset import lint_dataset
+from training.lint.findings import LintLimits, Severity
 from training.matrix import matrix
 
 

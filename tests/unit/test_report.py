@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from tests.training_data import synthetic_dataset
-from training.evaluation import Explanation, Report, Scores, evaluate
+from training.evaluation import Explanation, Scores, evaluate
+from training.evaluation_report import Report
 from training.gate import Check
 from training.report import RunFacts, print_report, render_html
 

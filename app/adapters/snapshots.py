@@ -24,17 +24,13 @@ from app.features.columns import RaggedColumn
 from app.features.fold import BEGINNING
 from app.features.rows import NUMBER_PREFIX
 from app.features.schema import EntityName
-from app.features.snapshot import (
+from app.features.snapshot import ClickPrior, Snapshot, SnapshotChanges, SnapshotVersion, empty_snapshot
+from app.features.snapshot_columns import (
     MAX_NEIGHBOURS,
-    ClickPrior,
     ContextCounters,
     CounterColumn,
     Neighbours,
-    Snapshot,
-    SnapshotChanges,
-    SnapshotVersion,
     TextColumn,
-    empty_snapshot,
 )
 
 log = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 --
 -- Latency counts from the moment at which a request was due. The server echoes X-Request-Id, which tells which
 -- request an answer belongs to; answers of a server that does not are taken to come in the order of the requests.
+-- A refusal that does not echo it is an answer of unknown latency to one of those that get no other.
 
 local ffi = require("ffi")
 ffi.cdef [[
@@ -22,7 +23,7 @@ local clock = ffi.new("open_loop_time")
 -- Global, because only globals of a thread can be read at the end.
 begin_s, rate, total, sent, claimed = 0, 0, 0, 0, 0
 latencies_ms, pending_due, statuses, levels, models = {}, {}, {}, {}, {}
-cached, oldest, stopped_s, cpu_s = 0, 0, 0, 0
+cached, oldest, refused, stopped_s, cpu_s = 0, 0, 0, 0, 0
 
 local function now_s()
   ffi.C.clock_gettime(MONOTONIC, clock)
@@ -68,15 +69,20 @@ local function count(counts, key)
   if key then counts[key] = (counts[key] or 0) + 1 end
 end
 
-local function answered(headers)
-  local number = tonumber(headers["X-Request-Id"])
+local function answered(number)
   if number then return number end
   repeat oldest = oldest + 1 until pending_due[oldest] or oldest > sent
   return oldest
 end
 
 function response(status, headers, body)
-  local number = answered(headers)
+  local number = tonumber(headers["X-Request-Id"])
+  if status >= 400 and not number then
+    refused = refused + 1
+    count(statuses, tostring(status))
+    return
+  end
+  number = answered(number)
   local due_s = pending_due[number]
   if not due_s then return end
   pending_due[number] = nil
@@ -113,6 +119,7 @@ function done(summary)
       under_way = under_way + 1
     end
   end
+  unanswered = math.max(unanswered - thread:get("refused"), 0)
   local over_deadline = 0
   for _, latency_ms in ipairs(ascending) do
     if latency_ms > DEADLINE_MS then over_deadline = over_deadline + 1 end
@@ -122,7 +129,7 @@ function done(summary)
   for _, percent in ipairs({50, 90, 99, 99.9}) do percentiles["p" .. percent] = percentile(ascending, percent) end
   io.write("RESULT ", object({
     due = thread:get("sent") - under_way,
-    answers = #ascending,
+    answers = #ascending + thread:get("refused"),
     errors = unanswered + summary.errors.connect,
     seconds = string.format("%.6f", last_s - thread:get("begin_s")),
     over_deadline = over_deadline,

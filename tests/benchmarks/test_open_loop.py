@@ -31,7 +31,7 @@ class Answers(BaseHTTPRequestHandler):
         answer = f'{{"model_version":"m1","degradation_level":{body.get("level", 0)},"cached":true}}'.encode()
         self.send_response(body.get("status", 200))
         self.send_header("Content-Length", str(len(answer)))
-        if "X-Request-Id" in self.headers:
+        if "X-Request-Id" in self.headers and not body.get("is_anonymous"):
             self.send_header("X-Request-Id", self.headers["X-Request-Id"])
         self.end_headers()
         self.wfile.write(answer)
@@ -99,6 +99,17 @@ def test_an_answer_counts_from_when_its_request_was_due_whatever_overtook_it(por
 
     assert outcome.over_deadline == 1
     assert outcome.latency_ms["p99.9"] >= 500
+
+
+@pytest.mark.skipif(not has_wrk(), reason="needs wrk")
+def test_a_refusal_without_an_id_is_not_taken_for_the_answer_to_an_earlier_request(port, tmp_path):
+    refused = {"status": 503, "is_anonymous": True}
+    requests = write_requests(tmp_path / "r", "/suggest", [{"wait_s": 0.5}, refused, *[{}] * 98])
+
+    outcome = open_loop(port, requests, rate=100, seconds=1.0)
+
+    assert (outcome.answers, outcome.errors, outcome.over_deadline) == (100, 0, 1)
+    assert outcome.statuses == {"200": 99, "503": 1}
 
 
 def test_the_wait_for_a_busy_connection_counts_from_when_the_request_was_due(port, tmp_path):

@@ -1,6 +1,7 @@
 """Decisions wait in a bounded queue and are stored in batches, so that no request waits for Postgres."""
 
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,6 +22,7 @@ class DecisionQueue:
         self._on_drop = on_drop
         self._waiting: deque[tuple[SuggestRequest, Slate]] = deque()
         self._settled_count = 0  # of those that wait, from the front: their features are computed
+        self._flushing = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -32,18 +34,22 @@ class DecisionQueue:
             self._waiting.append((request, slate))
 
     def flush(self, batch_size: int = 500) -> None:
-        """Stores what waits, in batches. What cannot be stored now keeps waiting."""
-        while self._waiting:
-            self._settle()
-            batch = [self._waiting[i] for i in range(min(batch_size, len(self._waiting)))]
-            try:
-                self._log.append(batch)
-            except StoreUnavailable as error:
-                log.warning("decisions wait: %s", error)
-                return
-            for _ in batch:
-                self._waiting.popleft()
-            self._settled_count -= len(batch)
+        """Stores what waits, in batches. What cannot be stored now keeps waiting.
+
+        The last one, when a worker ends, waits for one that is under way.
+        """
+        with self._flushing:
+            while self._waiting:
+                self._settle()
+                batch = [self._waiting[i] for i in range(min(batch_size, len(self._waiting)))]
+                try:
+                    self._log.append(batch)
+                except StoreUnavailable as error:
+                    log.warning("decisions wait: %s", error)
+                    return
+                for _ in batch:
+                    self._waiting.popleft()
+                self._settled_count -= len(batch)
 
     def _settle(self) -> None:
         """Computes features also while nothing can be stored: until then they hold on to all that serving knew."""

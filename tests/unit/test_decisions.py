@@ -1,5 +1,7 @@
 """Decisions on their way to the log, with the features that they were made with."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -93,3 +95,22 @@ def test_a_slate_that_was_ranked_for_another_request_has_no_features(log, queue)
     queue.flush()
 
     assert [stored.features for stored in log.stored] == [None]
+
+
+def test_two_flushes_at_once_store_each_decision_once(log, queue):
+    is_done = threading.Event()
+
+    def flush_too() -> None:
+        queue.flush()
+        is_done.set()
+
+    def while_storing() -> None:
+        threading.Thread(target=flush_too).start()
+        is_done.wait(0.1)  # it ends within that time only if it does not wait for the first one
+
+    log.while_storing = while_storing
+    queue.put(request(), slate())
+    queue.flush()
+
+    assert is_done.wait(30)
+    assert (len(log.stored), len(queue)) == (1, 0)

@@ -7,8 +7,9 @@ the bytes on them are handled here, which takes redis-py's private socket: the o
 import ssl
 import time
 from collections import defaultdict, deque
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import hiredis
 import redis
@@ -26,6 +27,8 @@ _NOTHING = object()
 # A timeout says something of Redis only after as long.
 _TELLING_S = 0.01
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"
+_CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+_NO_ANSWER = (*REDIS_ERRORS, hiredis.HiredisError, OSError)
 
 
 class NoConnectionFree(StoreUnavailable):
@@ -102,45 +105,33 @@ class RedisWire:
 
     def exchange(self, packed: bytes, reply_count: int, timeout_s: float | None = None) -> list[Any]:
         """As `ask`, with a `hiredis.ReplyError` in the place of each command that Redis refused."""
+        with self.exchanging(packed, reply_count, timeout_s) as exchange:
+            return exchange.replies()
+
+    def exchanging(self, packed: bytes, reply_count: int, timeout_s: float | None = None) -> "_Exchange":
+        """An exchange whose commands are sent when its block begins, and whose replies are read in it."""
         if timeout_s is None or timeout_s > self._timeout_s:
             timeout_s = self._timeout_s
-        self._in_use.append(None)
-        try:
-            if len(self._in_use) > self.most_connections:
-                raise NoConnectionFree("all connections to Redis are in use: raise REDIS_POOL_SIZE")
-            return self._exchange(packed, reply_count, time.monotonic() + timeout_s)
-        except (*REDIS_ERRORS, hiredis.HiredisError, OSError) as error:
-            raise StoreUnavailable(f"Redis did not answer: {error}") from error
-        finally:
-            self._in_use.pop()
+        return _Exchange(self, packed, reply_count, time.monotonic() + timeout_s)
 
     @property
     def connections_in_use(self) -> int:
         return min(len(self._in_use), self.most_connections)
 
-    def _exchange(self, packed: bytes, reply_count: int, deadline: float) -> list[Any]:
-        link = self._quiet_link()
+    def take_connection(self) -> None:
+        """Raises NoConnectionFree."""
+        self._in_use.append(None)
+        if len(self._in_use) > self.most_connections:
+            self._in_use.pop()
+            raise NoConnectionFree("all connections to Redis are in use: raise REDIS_POOL_SIZE")
+
+    def give_back_connection(self, link: "_Link | None") -> None:
+        """With its link, if not a byte is left on it and the next can have it."""
         if link is not None:
-            try:
-                return self._exchange_on(link, packed, reply_count, deadline)
-            except _ClosedBeforeReply:
-                pass  # Redis restarted, or something between us forgot the connection
-        return self._exchange_on(self._connect(deadline), packed, reply_count, deadline)
+            self._idle.append(link)
+        self._in_use.pop()
 
-    def _exchange_on(self, link: "_Link", packed: bytes, reply_count: int, deadline: float) -> list[Any]:
-        """Keeps the link for the next only if not a byte is left on it."""
-        is_clean = False
-        try:
-            replies = link.exchange(packed, reply_count, deadline)
-            is_clean = True
-        finally:
-            if is_clean:
-                self._idle.append(link)
-            else:
-                link.close()
-        return replies
-
-    def _quiet_link(self) -> "_Link | None":
+    def quiet_link(self) -> "_Link | None":
         """An idle link that was not closed, and on which nothing came that nobody asked for."""
         while True:
             try:
@@ -151,7 +142,7 @@ class RedisWire:
                 return link
             link.close()
 
-    def _connect(self, deadline: float) -> "_Link":
+    def connect(self, deadline: float) -> "_Link":
         connection = self._connection()
         connection.socket_connect_timeout = connection.socket_timeout = _seconds_until(deadline)
         connection.connect()
@@ -160,6 +151,69 @@ class RedisWire:
 
 class _ClosedBeforeReply(ConnectionError):
     """The server closed the connection before the first byte of an answer."""
+
+
+class _Exchange:
+    """Commands on their way to one Redis, for as long as its block runs. Both of its steps raise StoreUnavailable."""
+
+    __slots__ = ("_deadline", "_is_clean", "_is_link_new", "_link", "_packed", "_reply_count", "_wire")
+
+    def __init__(self, wire: RedisWire, packed: bytes, reply_count: int, deadline: float) -> None:
+        self._wire, self._packed, self._reply_count, self._deadline = wire, packed, reply_count, deadline
+        self._link: _Link | None = None
+        self._is_link_new = self._is_clean = False
+
+    def __enter__(self) -> Self:
+        self._wire.take_connection()
+        is_sent = False
+        try:
+            self._send()
+            is_sent = True
+        except _NO_ANSWER as error:
+            raise StoreUnavailable(f"Redis did not answer: {error}") from error
+        finally:
+            if not is_sent:
+                self.__exit__()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._link is not None and not self._is_clean:
+            self._link.close()
+        self._wire.give_back_connection(self._link if self._is_clean else None)
+
+    def replies(self) -> list[Any]:
+        try:
+            replies = self._link.replies(self._first_bytes(), self._reply_count, self._deadline)
+        except _NO_ANSWER as error:
+            raise StoreUnavailable(f"Redis did not answer: {error}") from error
+        self._is_clean = True
+        return replies
+
+    def _send(self) -> None:
+        self._link = self._wire.quiet_link()
+        if self._link is not None:
+            try:
+                self._link.send(self._packed, self._deadline)
+                return
+            except _ClosedBeforeReply:
+                pass
+        self._send_on_new_link()
+
+    def _send_on_new_link(self) -> None:
+        """There was none, or Redis restarted, or something between us forgot the connection."""
+        if self._link is not None:
+            self._link.close()
+        self._link, self._is_link_new = self._wire.connect(self._deadline), True
+        self._link.send(self._packed, self._deadline)
+
+    def _first_bytes(self) -> bytes:
+        try:
+            return self._link.first_bytes(self._deadline)
+        except _ClosedBeforeReply:
+            if self._is_link_new:
+                raise
+        self._send_on_new_link()
+        return self._link.first_bytes(self._deadline)
 
 
 class _Link:
@@ -172,28 +226,35 @@ class _Link:
         self._socket = connection._sock
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
 
-    def exchange(self, packed: bytes, reply_count: int, deadline: float) -> list[Any]:
-        replies = self._replies_in(self._first_bytes(packed, deadline), reply_count)
-        while len(replies) < reply_count:
-            self._socket.settimeout(_seconds_until(deadline))
-            received = self._socket.recv(_READ_BYTES)
-            if not received:
-                raise ConnectionError("it closed the connection in the middle of a reply")
-            replies += self._replies_in(received, reply_count - len(replies))
-        if self._reader.has_data():
-            raise ConnectionError("it sent more than was asked for")
-        return replies
-
-    def _first_bytes(self, packed: bytes, deadline: float) -> bytes:
+    def send(self, packed: bytes, deadline: float) -> None:
         self._socket.settimeout(_seconds_until(deadline))
         try:
             self._socket.sendall(packed)
+        except _CLOSED as error:
+            raise _ClosedBeforeReply(str(error)) from error
+
+    def first_bytes(self, deadline: float) -> bytes:
+        self._socket.settimeout(_seconds_until(deadline))
+        try:
             received = self._received_in_time()
-        except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+        except _CLOSED as error:
             raise _ClosedBeforeReply(str(error)) from error
         if not received:
             raise _ClosedBeforeReply("it closed the connection")
         return received
+
+    def replies(self, received: bytes, count: int, deadline: float) -> list[Any]:
+        """`count` replies, of which `received` is the beginning, and nothing else."""
+        replies = self._replies_in(received, count)
+        while len(replies) < count:
+            self._socket.settimeout(_seconds_until(deadline))
+            received = self._socket.recv(_READ_BYTES)
+            if not received:
+                raise ConnectionError("it closed the connection in the middle of a reply")
+            replies += self._replies_in(received, count - len(replies))
+        if self._reader.has_data():
+            raise ConnectionError("it sent more than was asked for")
+        return replies
 
     def _received_in_time(self) -> bytes:
         """What came before the deadline, also if this process was too busy to look: that is no fault of Redis."""
@@ -228,7 +289,7 @@ class _Link:
 
 
 class ClusterWire:
-    """A Redis Cluster: one round trip to each node that holds one of the keys.
+    """A Redis Cluster: one round trip to all nodes that hold one of the keys, at once.
 
     redis-py's own cluster pipeline waits, sleeps and asks again far beyond a request's deadline; this
     follows one redirection and no more. It leaves to `RedisProbe` to find the nodes anew after a failover.
@@ -244,11 +305,15 @@ class ClusterWire:
         commands = _unpack(packed, reply_count)
         replies: list[Any] = [None] * reply_count
         try:
-            for wire, positions in self._by_node(commands).items():
-                of_node = b"".join(hiredis.pack_command(commands[position]) for position in positions)
-                answers = wire.exchange(of_node, len(positions), _seconds_left(deadline))
-                for position, answer in zip(positions, answers, strict=True):
-                    replies[position] = answer
+            with ExitStack() as stack:
+                sent = []
+                for wire, positions in self._by_node(commands).items():
+                    of_node = b"".join(hiredis.pack_command(commands[position]) for position in positions)
+                    exchange = wire.exchanging(of_node, len(positions), _seconds_left(deadline))
+                    sent.append((positions, stack.enter_context(exchange)))
+                for positions, exchange in sent:
+                    for position, answer in zip(positions, exchange.replies(), strict=True):
+                        replies[position] = answer
             for position, reply in enumerate(replies):
                 if isinstance(reply, hiredis.ReplyError):
                     replies[position] = self._redirected(reply, commands[position], deadline)

@@ -149,3 +149,12 @@ class ScriptedServer:
                 if step is not None:
                     connection.sendall(step)
             self._over.wait()
+
+
+def packed(*commands: Sequence[str | bytes]) -> bytes:
+    """Commands as RESP has them."""
+    words = [[word.encode() if isinstance(word, str) else word for word in command] for command in commands]
+    return b"".join(
+        b"*%d\r\n" % len(command) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in command)
+        for command in words
+    )

@@ -1,13 +1,24 @@
 """A cluster that comes up late, and one whose slots move."""
 
+import threading
+from itertools import count
+
 import pytest
 from feast.protos.feast.types.Value_pb2 import Value
 from redis.crc import key_slot
 
+from app.adapters.redis_wire import open_wire
 from app.domain.errors import FeaturesUnavailable
 from tests.builders import NOON
 from tests.contract.online_reader.feature_rows import AGE, FRESH, HALF_LIFE_COUNT, put
-from tests.contract.online_reader.redis_servers import PASSWORD, Place, free_ports, running_server, wait_for
+from tests.contract.online_reader.redis_servers import (
+    PASSWORD,
+    Place,
+    free_ports,
+    packed,
+    running_server,
+    wait_for,
+)
 
 
 def test_a_cluster_that_comes_up_later_is_read(tmp_path):
@@ -54,3 +65,28 @@ def test_slots_are_read_while_they_move_and_after(cluster):
 
     assert [before, while_moving, after] == [[42.0]] * 3
     assert wire._client.nodes_manager.get_node_from_slot(slot).port == cluster.ports[target]
+
+
+def test_all_nodes_are_asked_before_any_has_answered(cluster):
+    cluster.empty()
+    first, second = key_on(cluster, 0), key_on(cluster, 1)
+
+    def answer_first_when_second_was_asked() -> None:
+        wait_for(lambda: cluster.node(1).exists(second))
+        cluster.node(0).rpush(first, "told")
+
+    answering = threading.Thread(target=answer_first_when_second_was_asked)
+    answering.start()
+    commands = [["BLPOP", first, "10"], ["SET", second, "asked"]]
+    replies = open_wire(cluster.client(20_000)).ask(packed(*commands), len(commands))
+    answering.join()
+
+    assert replies == [[first.encode(), b"told"], b"OK"]
+
+
+def key_on(cluster: Place, position: int) -> str:
+    """A key that this node of the cluster holds."""
+    nodes, port = cluster.client().nodes_manager, cluster.ports[position]
+    return next(
+        key for key in map(str, count()) if nodes.get_node_from_slot(key_slot(key.encode())).port == port
+    )

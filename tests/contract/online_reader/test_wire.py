@@ -4,22 +4,13 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
 
 import pytest
 
 from app.adapters.redis_client import connect_redis
 from app.adapters.redis_wire import open_wire
 from app.domain.errors import StoreUnavailable
-from tests.contract.online_reader.redis_servers import PASSWORD
-
-
-def packed(*commands: Sequence[str | bytes]) -> bytes:
-    words = [[word.encode() if isinstance(word, str) else word for word in command] for command in commands]
-    return b"".join(
-        b"*%d\r\n" % len(command) + b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in command)
-        for command in words
-    )
+from tests.contract.online_reader.redis_servers import PASSWORD, packed
 
 
 def test_any_command_with_one_key_can_be_asked(place):

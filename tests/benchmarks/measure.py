@@ -80,7 +80,7 @@ def _wait_for_level_0(contender: Contender) -> None:
 def _probe(contender: Contender) -> Counter:
     """Answers to some requests by degradation level."""
     requests = contender.requests.read_bytes().split(SEPARATOR)[:PROBES]
-    return Counter(contender.service.ask(request)["degradation_level"] for request in requests)
+    return Counter(contender.service.ask(request).get("degradation_level", "refused") for request in requests)
 
 
 def problem_of(outcome: Outcome, has_levels: bool = True) -> str | None:

@@ -22,7 +22,7 @@ def clock():
 
 @pytest.fixture
 def rounds(clock):
-    return Rounds(LONGEST_S, STANDING_S, clock)
+    return Rounds(LONGEST_S, STANDING_S, clock, cpu_clock=clock)
 
 
 def play(rounds: Rounds, clock: Clock, *lengths_s: float) -> None:
@@ -38,6 +38,18 @@ def test_a_burst_may_make_a_round_so_long(rounds, clock, waited_s, is_overrun):
     rounds.begin()
 
     clock.now_s += waited_s
+
+    assert rounds.is_overrun is is_overrun
+
+
+@pytest.mark.parametrize(("worked_s", "is_overrun"), [(0.0, False), (0.004, False), (0.006, True)])
+def test_nobody_is_refused_because_the_process_had_no_processor(clock, worked_s, is_overrun):
+    cpu_clock = Clock()
+    rounds = Rounds(LONGEST_S, STANDING_S, clock, cpu_clock)
+    rounds.begin()
+
+    clock.now_s += 10 * LONGEST_S
+    cpu_clock.now_s += worked_s
 
     assert rounds.is_overrun is is_overrun
 

@@ -177,13 +177,16 @@ class _Exchange:
         return self
 
     def __exit__(self, *_) -> None:
-        if self._link is not None and not self._is_clean:
-            self._link.close()
-        self._wire.give_back_connection(self._link if self._is_clean else None)
+        try:
+            if self._link is not None and not self._is_clean:
+                self._link.close()
+        finally:
+            self._wire.give_back_connection(self._link if self._is_clean else None)
 
     def replies(self) -> list[Any]:
         try:
-            replies = self._link.replies(self._first_bytes(), self._reply_count, self._deadline)
+            received = self._first_bytes()  # maybe on another link
+            replies = self._link.replies(received, self._reply_count, self._deadline)
         except _NO_ANSWER as error:
             raise StoreUnavailable(f"Redis did not answer: {error}") from error
         self._is_clean = True
@@ -234,7 +237,7 @@ class _Link:
             raise _ClosedBeforeReply(str(error)) from error
 
     def first_bytes(self, deadline: float) -> bytes:
-        self._socket.settimeout(_seconds_until(deadline))
+        self._socket.settimeout(max(deadline - time.monotonic(), 0.0))
         try:
             received = self._received_in_time()
         except _CLOSED as error:
@@ -260,7 +263,7 @@ class _Link:
         """What came before the deadline, also if this process was too busy to look: that is no fault of Redis."""
         try:
             return self._socket.recv(_READ_BYTES)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
             self._socket.settimeout(0)
             try:
                 return self._socket.recv(_READ_BYTES)
@@ -303,17 +306,8 @@ class ClusterWire:
         """As `RedisWire.ask`; the second word of each command must be its only key."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         commands = _unpack(packed, reply_count)
-        replies: list[Any] = [None] * reply_count
         try:
-            with ExitStack() as stack:
-                sent = []
-                for wire, positions in self._by_node(commands).items():
-                    of_node = b"".join(hiredis.pack_command(commands[position]) for position in positions)
-                    exchange = wire.exchanging(of_node, len(positions), _seconds_left(deadline))
-                    sent.append((positions, stack.enter_context(exchange)))
-                for positions, exchange in sent:
-                    for position, answer in zip(positions, exchange.replies(), strict=True):
-                        replies[position] = answer
+            replies = self._replies_of_nodes(commands, deadline)
             for position, reply in enumerate(replies):
                 if isinstance(reply, hiredis.ReplyError):
                     replies[position] = self._redirected(reply, commands[position], deadline)
@@ -329,6 +323,29 @@ class ClusterWire:
     def most_connections(self) -> int:
         """Over the nodes that were asked yet."""
         return sum(wire.most_connections for wire in list(self._wires.values()))
+
+    def _replies_of_nodes(self, commands: list[tuple[bytes, ...]], deadline: float | None) -> list[Any]:
+        """If one does not answer, the answers of the others are read nevertheless, so that they keep their connections."""
+        replies: list[Any] = [None] * len(commands)
+        problems: list[Exception] = []
+        with ExitStack() as stack:
+            sent = []
+            try:
+                for wire, positions in self._by_node(commands).items():
+                    of_node = b"".join(hiredis.pack_command(commands[position]) for position in positions)
+                    exchange = wire.exchanging(of_node, len(positions), _seconds_left(deadline))
+                    sent.append((positions, stack.enter_context(exchange)))
+            except (StoreUnavailable, *REDIS_ERRORS, OSError) as error:
+                problems.append(error)
+            for positions, exchange in sent:
+                try:
+                    for position, answer in zip(positions, exchange.replies(), strict=True):
+                        replies[position] = answer
+                except StoreUnavailable as error:
+                    problems.append(error)
+        if problems:
+            raise problems[0]
+        return replies
 
     def _by_node(self, commands: list[tuple[bytes, ...]]) -> dict[RedisWire, list[int]]:
         positions = defaultdict(list)

@@ -6,12 +6,8 @@ from importlib.metadata import entry_points
 import typer
 
 from app.api.logs import configure_logging
-from app.cli import data, processes, servers, trials
-from app.cli.capacity import capacity
+from app.cli import capacity, data, kafka, keys, logs, processes, servers, trials
 from app.cli.console import errors
-from app.cli.kafka import kafka
-from app.cli.keys import keys
-from app.cli.logs import logs
 from app.domain.errors import PropositionsError
 
 # What is not installed with the service alone, by the name under which it is imported.
@@ -27,11 +23,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for module in (servers, data, processes, trials):
-    app.add_typer(module.commands)
+for module in (servers, data, processes, trials, capacity):
+    app.registered_commands += module.commands.registered_commands
 for group in (kafka, keys, logs):
-    app.add_typer(group)
-app.command()(capacity)
+    app.add_typer(group.commands)
 
 
 def add_plugin_commands() -> None:

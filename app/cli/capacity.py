@@ -18,11 +18,14 @@ from app.capacity.target import Target
 COSTS = Path("build/bench/summary.json")
 _DEFAULT: dict[str, Any] = {field.name: field.default for field in fields(Target)}
 
+commands = typer.Typer()
+
 
 def _option(help_text: str, **limits: Any) -> Any:
     return typer.Option(help=help_text, **limits)
 
 
+@commands.command()
 def capacity(
     users: Annotated[int, _option("Users that are known.", min=1)],
     propositions: Annotated[int, _option("Propositions in the catalog.", min=1)],

@@ -5,12 +5,12 @@ import typer
 from app.cli.console import console
 from app.settings import load_settings
 
-kafka = typer.Typer(
+commands = typer.Typer(
     name="kafka", help="Kafka's topics, and how far they are brought into PostgreSQL.", no_args_is_help=True
 )
 
 
-@kafka.command()
+@commands.command()
 def init() -> None:
     """Create the topics that are missing. Those that exist stay as they are."""
     from app.adapters.kafka_topics import create_topics
@@ -25,7 +25,7 @@ def init() -> None:
             )
 
 
-@kafka.command()
+@commands.command()
 def status() -> None:
     """Show how far each partition is brought into PostgreSQL."""
     from app.adapters.kafka_topics import read_lag

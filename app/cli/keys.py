@@ -12,7 +12,7 @@ from app.cli.console import console, errors
 from app.domain.access import ApiKey, Scope, make_key, revoke, rotate
 from app.settings import load_settings
 
-keys = typer.Typer(
+commands = typer.Typer(
     name="keys", help="API keys: who may use the HTTP interface, and for what.", no_args_is_help=True
 )
 
@@ -20,7 +20,7 @@ KeyId = Annotated[str, typer.Argument(metavar="ID", help="As `propositions keys 
 AsJson = Annotated[bool, typer.Option("--json", help="As JSON.")]
 
 
-@keys.command()
+@commands.command()
 def create(
     name: Annotated[str, typer.Argument(help="Who will use it; for people, need not be unique.")],
     scopes: Annotated[
@@ -39,7 +39,7 @@ def create(
     _show(key, presented, as_json)
 
 
-@keys.command("list")
+@commands.command("list")
 def list_(as_json: AsJson = False) -> None:
     """Show all keys there ever were, without their secrets."""
     from app.bootstrap.stores import key_store
@@ -54,7 +54,7 @@ def list_(as_json: AsJson = False) -> None:
         console.print(f"    {key.name}, created {key.created_at:%Y-%m-%d %H:%M} UTC", markup=False)
 
 
-@keys.command("rotate")
+@commands.command("rotate")
 def rotate_(
     key_id: KeyId,
     overlap_hours: Annotated[
@@ -75,7 +75,7 @@ def rotate_(
     _show(key_store(load_settings()).change(key_id, with_new_secret), presented, as_json)
 
 
-@keys.command("revoke")
+@commands.command("revoke")
 def revoke_(key_id: KeyId) -> None:
     """End a key for good, in all workers within seconds."""
     from app.bootstrap.stores import key_store

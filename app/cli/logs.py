@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 EXIT_ANOMALIES = 3
 
-logs = typer.Typer(name="logs", help="What the log of the service tells.", no_args_is_help=True)
+commands = typer.Typer(name="logs", help="What the log of the service tells.", no_args_is_help=True)
 
 
-@logs.callback()
+@commands.callback()
 def of_several() -> None:
     """What the log of the service tells."""
 
 
-@logs.command()
+@commands.command()
 def anomalies(
     paths: Annotated[
         list[Path],

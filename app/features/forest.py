@@ -31,7 +31,7 @@ _STEP = 32_768
 class Forest:
     """Trees that score rows by their masks: (n, tree_count) of `dtype`, one bit for each leaf.
 
-    `cuts`: int64, ascending, where the intervals of the columns begin (see `xgboost_trees._key`), without the first.
+    `cuts`: int64, ascending, where the intervals of the columns begin (see `xgboost_trees.key_of`), without the first.
     `table`: (intervals, tree_count) of `dtype`, the masks of each interval.
     `leaves`: float64 (tree_count * bits of `dtype`,), the values of the leaves, tree after tree.
     `link` turns sums of leaves, float64 (n,), into scores.

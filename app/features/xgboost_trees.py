@@ -179,12 +179,12 @@ def cuts_of(nodes: Nodes) -> np.ndarray:
     return np.unique(
         np.concatenate(
             [
-                _key(columns, _SIGNED_NAN),
-                _key(columns, _MINUS_INFINITY),
-                _key(numeric_columns, _beginning(thresholds)),
-                _key(category_columns, _beginning(nodes.categories)),
-                _key(category_columns, _beginning(nodes.categories + 1)),
-                _key(columns, _NAN),
+                key_of(columns, _SIGNED_NAN),
+                key_of(columns, _MINUS_INFINITY),
+                key_of(numeric_columns, _beginning(thresholds)),
+                key_of(category_columns, _beginning(nodes.categories)),
+                key_of(category_columns, _beginning(nodes.categories + 1)),
+                key_of(columns, _NAN),
             ]
         )
     )
@@ -195,13 +195,13 @@ def table_of(nodes: Nodes, cuts: np.ndarray) -> np.ndarray:
     table = np.full((len(cuts), nodes.tree_count), np.iinfo(nodes.mask_dtype).max, nodes.mask_dtype)
 
     def fail(some: np.ndarray, beginnings: np.ndarray | int) -> None:
-        intervals = cuts.searchsorted(_key(nodes.column[some], beginnings))
+        intervals = cuts.searchsorted(key_of(nodes.column[some], beginnings))
         places = intervals * nodes.tree_count + nodes.tree[some]
         np.bitwise_and.at(table.reshape(-1), places, nodes.failed_masks[some])
 
     fail(nodes.numeric_splits, _beginning(nodes.condition[nodes.numeric_splits]))
     for column in np.unique(nodes.column[nodes.numeric_splits]):
-        numbers = slice(*cuts.searchsorted(_key(int(column), np.array([_MINUS_INFINITY, _NAN]))))
+        numbers = slice(*cuts.searchsorted(key_of(int(column), np.array([_MINUS_INFINITY, _NAN]))))
         # A test that fails at its threshold fails for all greater numbers.
         np.bitwise_and.accumulate(table[numbers], axis=0, out=table[numbers])
     fail(nodes.category_nodes, _beginning(nodes.categories))
@@ -222,6 +222,6 @@ def _beginning(values: np.ndarray) -> np.ndarray:
     return ordered(np.where(values == 0, -0.0, values).astype(np.float32))
 
 
-def _key(columns: np.ndarray, ordered: np.ndarray | int) -> np.ndarray:
+def key_of(columns: np.ndarray, places: np.ndarray | int) -> np.ndarray:
     """Int64: `ordered` values of columns on one line, on which column follows column."""
-    return (columns << 32) + ordered
+    return (columns << 32) + places

@@ -77,7 +77,7 @@ end
 
 function response(status, headers, body)
   local number = tonumber(headers["X-Request-Id"])
-  if status >= 400 and not number then
+  if status >= 400 and not number and next(pending_due) then
     refused = refused + 1
     count(statuses, tostring(status))
     return
@@ -119,7 +119,9 @@ function done(summary)
       under_way = under_way + 1
     end
   end
-  unanswered = math.max(unanswered - thread:get("refused"), 0)
+  local refused_under_way = math.min(thread:get("refused"), under_way)
+  under_way = under_way - refused_under_way
+  unanswered = math.max(unanswered - thread:get("refused") + refused_under_way, 0)
   local over_deadline = 0
   for _, latency_ms in ipairs(ascending) do
     if latency_ms > DEADLINE_MS then over_deadline = over_deadline + 1 end

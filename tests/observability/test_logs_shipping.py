@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from app.cli.logs import EXIT_ANOMALIES, logs
+from app.cli import logs
+from app.cli.logs import EXIT_ANOMALIES
 from app.domain.errors import ConfigurationError
 from app.gameday.stack import wait_until
 from tests.observability import elastic_files as shipped
@@ -240,7 +241,7 @@ def test_nothing_is_dropped_whatever_a_shipper_sends(server):
 def test_the_outage_is_an_anomaly_of_the_log(run):
     options = ("--json", "--window", "1", "--baseline", "0")
 
-    done = CliRunner().invoke(logs, ["anomalies", *options, *map(str, run.files)])
+    done = CliRunner().invoke(logs.commands, ["anomalies", *options, *map(str, run.files)])
 
     told = json.loads(done.output)
     assert (done.exit_code, told["unreadable"], told["lines"]) == (EXIT_ANOMALIES, 0, len(run.lines()))

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from app.cli.logs import EXIT_ANOMALIES, logs
+from app.cli import logs
+from app.cli.logs import EXIT_ANOMALIES
 
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
@@ -27,7 +28,7 @@ OUTAGE = "".join(line(7_200 + second) for second in range(30))
 
 
 def run(*arguments: object, stdin: str | None = None):
-    return CliRunner().invoke(logs, ["anomalies", *map(str, arguments)], input=stdin)
+    return CliRunner().invoke(logs.commands, ["anomalies", *map(str, arguments)], input=stdin)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A cluster that comes up late, and one whose slots move."""
+"""A cluster that comes up late, one whose slots move, and one whose nodes are not equally quick."""
 
 import threading
 from itertools import count
@@ -8,7 +8,7 @@ from feast.protos.feast.types.Value_pb2 import Value
 from redis.crc import key_slot
 
 from app.adapters.redis_wire import open_wire
-from app.domain.errors import FeaturesUnavailable
+from app.domain.errors import FeaturesUnavailable, StoreUnavailable
 from tests.builders import NOON
 from tests.contract.online_reader.feature_rows import AGE, FRESH, HALF_LIFE_COUNT, put
 from tests.contract.online_reader.redis_servers import (
@@ -82,6 +82,21 @@ def test_all_nodes_are_asked_before_any_has_answered(cluster):
     answering.join()
 
     assert replies == [[first.encode(), b"told"], b"OK"]
+
+
+def test_a_node_that_does_not_answer_costs_no_connection_to_another(cluster):
+    cluster.empty()
+    silent, quick = key_on(cluster, 0), key_on(cluster, 1)
+    wire = open_wire(cluster.client(20_000))
+    wire.ask(packed(["GET", silent], ["GET", quick]), 2)
+    with cluster.node(1) as node:
+        before = node.info("stats")["total_connections_received"]
+
+        with pytest.raises(StoreUnavailable, match="timed out"):
+            wire.ask(packed(["BLPOP", silent, "10"], ["GET", quick]), 2, timeout_s=0.05)
+        wire.ask(packed(["GET", quick]), 1)
+
+        assert node.info("stats")["total_connections_received"] == before
 
 
 def key_on(cluster: Place, position: int) -> str:

@@ -20,6 +20,7 @@ from tests.contract.online_reader.redis_servers import (
     Place,
     ScriptedServer,
     free_ports,
+    packed,
     running_server,
     wait_for,
 )
@@ -209,6 +210,16 @@ def test_a_reused_connection_that_ends_before_the_reply_is_replaced_once(script)
     with pytest.raises(FeaturesUnavailable, match="closed the connection"):
         age(reader)
 
+    assert server.accepted == 2
+
+
+def test_a_long_reply_on_the_connection_that_replaced_one_arrives_whole(script):
+    text = b"0123456789" * 10_000
+    server = script([b"+OK\r\n", b"", ScriptedServer.CLOSE], [b"$%d\r\n%b\r\n" % (len(text), text)])
+    wire = open_wire(connect_redis(server.url, 10_000))
+    wire.ask(packed(["SET", "a", "b"]), 1)
+
+    assert wire.ask(packed(["GET", "a"]), 1) == [text]
     assert server.accepted == 2
 
 

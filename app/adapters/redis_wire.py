@@ -1,10 +1,5 @@
-"""Commands to Redis without the client library's cost per command: packed bytes out, replies in.
+"""Commands to Redis without the client library's cost per command: packed bytes out, replies in."""
 
-Connections are redis-py's, so passwords, TLS, databases and Unix sockets work as its address says. Only
-the bytes on them are handled here, which takes redis-py's private socket: the one place that does so.
-"""
-
-import ssl
 import time
 from collections import defaultdict, deque
 from contextlib import ExitStack
@@ -18,16 +13,14 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError
 
 from app.adapters.redis_client import REDIS_ERRORS, ClusterClient
+from app.adapters.redis_link import ClosedBeforeReply, Link, seconds_until
 from app.domain.errors import StoreUnavailable
 from app.domain.ports import Breaker
 from app.domain.tracing import SpanKind, current_span, part
 
-_READ_BYTES = 16_384
-_NOTHING = object()
 # A timeout says something of Redis only after as long.
 _TELLING_S = 0.01
 _ASKING = b"*1\r\n$6\r\nASKING\r\n"
-_CLOSED = (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 _NO_ANSWER = (*REDIS_ERRORS, hiredis.HiredisError, OSError)
 
 
@@ -88,7 +81,7 @@ class RedisWire:
         # One entry per caller that has a connection: to add one and to take it off is atomic.
         self._in_use: deque[None] = deque()
         self.most_connections: int = pool.max_connections
-        self._idle: list[_Link] = []
+        self._idle: list[Link] = []
 
     def ask(self, packed: bytes, reply_count: int, timeout_s: float | None = None) -> list[Any]:
         """The replies to `reply_count` commands, given as RESP in `packed`: bytes, int, list or None each.
@@ -125,13 +118,13 @@ class RedisWire:
             self._in_use.pop()
             raise NoConnectionFree("all connections to Redis are in use: raise REDIS_POOL_SIZE")
 
-    def give_back_connection(self, link: "_Link | None") -> None:
+    def give_back_connection(self, link: Link | None) -> None:
         """With its link, if not a byte is left on it and the next can have it."""
         if link is not None:
             self._idle.append(link)
         self._in_use.pop()
 
-    def quiet_link(self) -> "_Link | None":
+    def quiet_link(self) -> Link | None:
         """An idle link that was not closed, and on which nothing came that nobody asked for."""
         while True:
             try:
@@ -142,15 +135,11 @@ class RedisWire:
                 return link
             link.close()
 
-    def connect(self, deadline: float) -> "_Link":
+    def connect(self, deadline: float) -> Link:
         connection = self._connection()
-        connection.socket_connect_timeout = connection.socket_timeout = _seconds_until(deadline)
+        connection.socket_connect_timeout = connection.socket_timeout = seconds_until(deadline)
         connection.connect()
-        return _Link(connection)
-
-
-class _ClosedBeforeReply(ConnectionError):
-    """The server closed the connection before the first byte of an answer."""
+        return Link(connection)
 
 
 class _Exchange:
@@ -160,7 +149,7 @@ class _Exchange:
 
     def __init__(self, wire: RedisWire, packed: bytes, reply_count: int, deadline: float) -> None:
         self._wire, self._packed, self._reply_count, self._deadline = wire, packed, reply_count, deadline
-        self._link: _Link | None = None
+        self._link: Link | None = None
         self._is_link_new = self._is_clean = False
 
     def __enter__(self) -> Self:
@@ -198,7 +187,7 @@ class _Exchange:
             try:
                 self._link.send(self._packed, self._deadline)
                 return
-            except _ClosedBeforeReply:
+            except ClosedBeforeReply:
                 pass
         self._send_on_new_link()
 
@@ -212,83 +201,11 @@ class _Exchange:
     def _first_bytes(self) -> bytes:
         try:
             return self._link.first_bytes(self._deadline)
-        except _ClosedBeforeReply:
+        except ClosedBeforeReply:
             if self._is_link_new:
                 raise
         self._send_on_new_link()
         return self._link.first_bytes(self._deadline)
-
-
-class _Link:
-    """One connection, and the replies on it."""
-
-    __slots__ = ("_connection", "_reader", "_socket")
-
-    def __init__(self, connection: redis.Connection) -> None:
-        self._connection = connection
-        self._socket = connection._sock
-        self._reader = hiredis.Reader(notEnoughData=_NOTHING)
-
-    def send(self, packed: bytes, deadline: float) -> None:
-        self._socket.settimeout(_seconds_until(deadline))
-        try:
-            self._socket.sendall(packed)
-        except _CLOSED as error:
-            raise _ClosedBeforeReply(str(error)) from error
-
-    def first_bytes(self, deadline: float) -> bytes:
-        self._socket.settimeout(max(deadline - time.monotonic(), 0.0))
-        try:
-            received = self._received_in_time()
-        except _CLOSED as error:
-            raise _ClosedBeforeReply(str(error)) from error
-        if not received:
-            raise _ClosedBeforeReply("it closed the connection")
-        return received
-
-    def replies(self, received: bytes, count: int, deadline: float) -> list[Any]:
-        """`count` replies, of which `received` is the beginning, and nothing else."""
-        replies = self._replies_in(received, count)
-        while len(replies) < count:
-            self._socket.settimeout(_seconds_until(deadline))
-            received = self._socket.recv(_READ_BYTES)
-            if not received:
-                raise ConnectionError("it closed the connection in the middle of a reply")
-            replies += self._replies_in(received, count - len(replies))
-        if self._reader.has_data():
-            raise ConnectionError("it sent more than was asked for")
-        return replies
-
-    def _received_in_time(self) -> bytes:
-        """What came before the deadline, also if this process was too busy to look: that is no fault of Redis."""
-        try:
-            return self._socket.recv(_READ_BYTES)
-        except (TimeoutError, BlockingIOError, ssl.SSLWantReadError):
-            self._socket.settimeout(0)
-            try:
-                return self._socket.recv(_READ_BYTES)
-            except (BlockingIOError, ssl.SSLWantReadError):
-                raise TimeoutError("timed out") from None
-
-    def _replies_in(self, received: bytes, most: int) -> list[Any]:
-        self._reader.feed(received)
-        replies = []
-        while len(replies) < most and (reply := self._reader.gets()) is not _NOTHING:
-            replies.append(reply)
-        return replies
-
-    def is_quiet(self) -> bool:
-        try:
-            self._socket.settimeout(0)
-            self._socket.recv(1)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return True
-        except OSError:
-            pass
-        return False
-
-    def close(self) -> None:
-        self._connection.disconnect()
 
 
 class ClusterWire:
@@ -393,12 +310,4 @@ def _without_errors(replies: list[Any]) -> list[Any]:
 
 
 def _seconds_left(deadline: float | None) -> float | None:
-    return None if deadline is None else _seconds_until(deadline)
-
-
-def _seconds_until(deadline: float) -> float:
-    """Raises TimeoutError when that is past."""
-    left = deadline - time.monotonic()
-    if left <= 0:
-        raise TimeoutError("timed out")
-    return left
+    return None if deadline is None else seconds_until(deadline)

@@ -16,9 +16,9 @@ class Rounds:
     """Rounds of an event loop. Whatever is handled late in a round was ready when it began, and has waited since.
 
     In a burst a round may be long. When for `BURST_S` none was shorter than `standing_s`, it is no burst, and what is
-    handled later in a round than that `is_strained`: what takes several rounds to answer would be late. After `longest_s`
-    it `is_overrun`, and anything would be late, if `WORKED_SHARE` of that was computed in it. Once a round that is no burst was longer than half of that, so are those
-    after it: for `CALM_S` it stays strained, and is overrun after half the time.
+    handled later in a round than that `is_strained`: what takes several rounds to answer would be late. After `longest_s`,
+    if `WORKED_SHARE` of that was computed in it, it `is_overrun`, and anything would be late. Once a round that is no burst
+    was longer than half of that, so are those after it: for `CALM_S` it stays strained, and is overrun after half the time.
 
     `cpu_clock`: seconds that the thread of the event loop has computed.
     """

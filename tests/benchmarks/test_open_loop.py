@@ -97,8 +97,8 @@ def test_an_answer_counts_from_when_its_request_was_due_whatever_overtook_it(por
 
     outcome = open_loop(port, requests, rate=100, seconds=1.0)
 
-    assert outcome.over_deadline >= 1  # on a busy machine others are late, too
-    assert outcome.latency_ms["p99.9"] >= 500
+    assert outcome.over_deadline >= 1
+    assert outcome.latency_ms["p99"] < 500 <= outcome.latency_ms["p99.9"]  # of 100, one and no other
 
 
 @pytest.mark.skipif(not has_wrk(), reason="needs wrk")
@@ -110,7 +110,7 @@ def test_a_refusal_without_an_id_is_not_taken_for_the_answer_to_an_earlier_reque
 
     assert (outcome.answers, outcome.errors) == (100, 0)
     assert outcome.statuses == {"200": 99, "503": 1}
-    assert outcome.latency_ms["p99.9"] >= 500
+    assert outcome.latency_ms["p90"] < 500 <= outcome.latency_ms["p99.9"]
 
 
 def test_the_wait_for_a_busy_connection_counts_from_when_the_request_was_due(port, tmp_path):

@@ -1,6 +1,6 @@
 """Who may ask for what: one table of routes, and the API keys that open them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -61,10 +61,12 @@ def identify_callers(app: Flask, find_key: FindKey) -> None:
 
     @app.before_request
     def identify() -> None:
+        here, asked = g._get_current_object(), request._get_current_object()
         # What is run is the rule; a path counts only where none matched, and 404 or 405 follows.
-        g.area = area_of(request.url_rule.rule if request.url_rule else request.path)
-        presented = _presented_key()
-        g.api_key = find_key(presented, datetime.now(UTC)) if presented and not _is_key_in_query() else None
+        here.area = area_of(asked.url_rule.rule if asked.url_rule else asked.path)
+        presented = _presented_key(asked.environ)
+        is_sound = presented and not _is_key_in_query(asked.environ)
+        here.api_key = find_key(presented, datetime.now(UTC)) if is_sound else None
 
 
 def authorize_callers(app: Flask, settings: Settings) -> None:
@@ -73,18 +75,19 @@ def authorize_callers(app: Flask, settings: Settings) -> None:
 
     @app.before_request
     def authorize() -> Response | None:
-        area: Area = g.area
+        here, asked = g._get_current_object(), request._get_current_object()
+        area: Area = here.area
         # The port of the socket that gunicorn listens on. `Host` and `X-Forwarded-*` do not change it.
-        is_private = request.environ["SERVER_PORT"] == private_port
+        is_private = asked.environ["SERVER_PORT"] == private_port
         is_elsewhere = area.group is not None and private_port is not None and not is_private
         if area.group in settings.closed_routes or is_elsewhere:
             raise NotFound
         if is_open(area, is_private):
             return None
-        if g.api_key is None:
+        if here.api_key is None:
             return _unauthorized()
         # Unknown paths and methods go on to be told so.
-        if request.url_rule is not None and area.scope not in g.api_key.scopes:
+        if asked.url_rule is not None and area.scope not in here.api_key.scopes:
             raise Forbidden(f"this needs a key with the scope {area.scope}")
         return None
 
@@ -131,14 +134,14 @@ def _problem(description: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/problem+json": {"schema": schema}}}
 
 
-def _presented_key() -> str | None:
-    scheme, _, credentials = request.environ.get("HTTP_AUTHORIZATION", "").partition(" ")
-    return credentials.strip() if scheme.lower() == "bearer" else request.environ.get("HTTP_X_API_KEY")
+def _presented_key(environ: Mapping[str, Any]) -> str | None:
+    scheme, _, credentials = environ.get("HTTP_AUTHORIZATION", "").partition(" ")
+    return credentials.strip() if scheme.lower() == "bearer" else environ.get("HTTP_X_API_KEY")
 
 
-def _is_key_in_query() -> bool:
+def _is_key_in_query(environ: Mapping[str, Any]) -> bool:
     """Such a key is in the logs of proxies and in the histories of browsers."""
-    query = request.environ.get("QUERY_STRING")
+    query = environ.get("QUERY_STRING")
     return bool(query) and has_key(unquote_plus(query))
 
 

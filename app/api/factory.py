@@ -78,8 +78,14 @@ class OrjsonProvider(JSONProvider):
         return orjson.loads(s)
 
 
+class Application(OpenAPI):
+    def ensure_sync(self, func: Callable) -> Callable:
+        """Functions as they are: none here is asynchronous, and to ask each of them took a hundredth of a request."""
+        return func
+
+
 def create_app(settings: Settings, services: ApiServices, registry: CollectorRegistry) -> Flask:
-    app = OpenAPI(
+    app = Application(
         "propositions",
         info=Info(
             title="Predictive Propositions Service",

@@ -90,10 +90,11 @@ class HttpMetrics(GunicornInternalPrometheusMetrics):
 
         @app.after_request
         def count(response: Response) -> Response:
-            if hasattr(request, "prom_do_not_track"):
+            asked = request._get_current_object()
+            if hasattr(asked, "prom_do_not_track"):
                 return response
             seconds = time.perf_counter() - g.started
-            method, status, rule = request.method, response.status_code, request.url_rule
+            method, status, rule = asked.method, response.status_code, asked.url_rule
             route = rule.rule if rule else NO_ROUTE
             took_s, total = counters_of(method, route, status)
             took_s.observe(seconds)

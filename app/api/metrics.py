@@ -36,7 +36,7 @@ _FALLBACK_REASONS = ("bug", "strained", "OutOfTime", "LeftAlone", "FeaturesUnava
 
 class ServingMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._slates = Counter(
+        self._slates = TallyCounter(
             "propositions_slates", "Slates served.", ["strategy", "level"], registry=registry
         )
         # Remembered, because to look a counter up by its labels takes longer than to count.
@@ -86,7 +86,6 @@ class ServingMetrics:
             lambda view: tuple((state, self._feature_rows.labels(view, state)) for state in _ROW_STATES)
         )
         self._age_s_of = cache(self._feature_age_s.labels)
-        self._tallies = (self._stage_s, self._candidates, self._feature_rows, self._feature_age_s)
         self._dropped = Counter(
             "propositions_decisions_dropped",
             "Decisions lost because their queue was full.",
@@ -96,7 +95,7 @@ class ServingMetrics:
             "propositions_model_loads", "Models loaded or refused.", ["outcome"], registry=registry
         )
         _begin(self._model_loads, ("loaded", "refused"))
-        self._cache_requests = Counter(
+        self._cache_requests = TallyCounter(
             "propositions_cache_requests",
             "Requests by what the suggestion cache did for them.",
             ["outcome"],
@@ -110,6 +109,10 @@ class ServingMetrics:
             registry=registry,
         )
         _begin(self._cache_invalidations, ("event", "model", "catalog"))
+        self._tallies = (
+            *(self._slates, self._stage_s, self._candidates),
+            *(self._feature_rows, self._feature_age_s, self._cache_requests),
+        )
 
     def slate_served(self, slate: Slate) -> None:
         self._slates_of(slate.strategy, int(slate.degradation_level)).inc()

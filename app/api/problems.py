@@ -154,15 +154,15 @@ _WRONG_BODIES = {
 def register_error_handlers(app: Flask, retry_after_s: int) -> None:
     @app.before_request
     def refuse_large_bodies() -> None:
-        limit = app.config["MAX_CONTENT_LENGTH"]
-        if (request.content_length or 0) > limit:
+        limit, length = app.config["MAX_CONTENT_LENGTH"], request.content_length
+        if (length or 0) > limit:
             # Clients that are cut off while they send see a reset connection, not this answer.
-            remaining = min(request.content_length, MAX_DRAINED_BYTES)
+            remaining = min(length, MAX_DRAINED_BYTES)
             while remaining > 0 and (chunk := request.environ["wsgi.input"].read(min(remaining, 65_536))):
                 remaining -= len(chunk)
             raise RequestEntityTooLarge(f"the body is larger than {limit} bytes")
         # A chunked body does not tell its length; werkzeug cuts it at the limit without a word.
-        if request.content_length is None and len(request.get_data()) >= limit:
+        if length is None and len(request.get_data()) >= limit:
             raise RequestEntityTooLarge(f"the body is larger than {limit} bytes")
 
     @app.errorhandler(HTTPException)

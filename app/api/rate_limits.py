@@ -68,9 +68,10 @@ def limit_rates(app: Flask, settings: Settings, counts: Counts) -> None:
 
     @app.before_request
     def refuse_what_is_too_much() -> Response | None:
-        if not g.area.is_limited:
+        here = g._get_current_object()
+        if not here.area.is_limited:
             return None
-        key, address = g.api_key, _address()
+        key, address = here.api_key, _address()
         asked = [(limiter.hit, limit, "address", address) for limit in per_address]
         if key is None:
             asked += [(limiter.test, limit, _UNAUTHORIZED, address) for limit in unauthorized]

@@ -40,8 +40,9 @@ def suggest_routes(
         )
         now = datetime.now(UTC)
         # Lines that are logged while the slate is ranked belong to its decision, too.
-        g.decision_id, g.user_id, g.budget = new_id(), body.user_id, budget
-        g.slate = slate = suggest(_to_request(body, now), g.decision_id, now, budget)
+        here = g._get_current_object()
+        here.decision_id, here.user_id, here.budget = new_id(), body.user_id, budget
+        here.slate = slate = suggest(_to_request(body, now), here.decision_id, now, budget)
         response = Response(_to_json(slate), mimetype="application/json")
         response.headers["Server-Timing"] = _server_timing(budget)
         return response

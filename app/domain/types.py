@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import IntEnum, StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -126,8 +126,7 @@ class SuggestRequest:
     filters: Filters = field(default_factory=Filters)
 
 
-@dataclass(frozen=True, slots=True)
-class RankedProposition:
+class RankedProposition(NamedTuple):
     """One place of a slate. `details` is the proposition as a JSON object, `sources` why it was a candidate."""
 
     proposition_id: str

@@ -1,10 +1,10 @@
 """The propositions as columns, and the one place that decides which of them may be shown."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import mmh3
 import numpy as np
@@ -12,6 +12,16 @@ import orjson
 
 from app.domain.types import Proposition, SuggestRequest
 from app.features.columns import RaggedColumn, updated
+
+# Of the propositions that were looked up in a catalog, and of what is shown of them: few are shown to many.
+MAX_REMEMBERED, MAX_REMEMBERED_BYTES = 20_000, 16 * 2**20
+
+
+class Shown(NamedTuple):
+    """What an answer says of a proposition; `details` is a JSON object."""
+
+    proposition_id: str
+    details: bytes
 
 
 @dataclass(frozen=True)
@@ -79,8 +89,21 @@ class Catalog:
         (position,) = self.positions_of([proposition_id])
         return None if position < 0 else int(position)
 
+    def shown(self, positions: Sequence[int]) -> list[Shown]:
+        """What is shown of the propositions at these positions."""
+
+        def look_up(new: list[int]) -> list[Shown]:
+            ids, details = self.ids.texts(np.array(new)), self.details.texts(np.array(new))
+            return [Shown(id_.decode(), content) for id_, content in zip(ids, details, strict=True)]
+
+        return self._shown.of(positions, look_up)
+
     def positions_of(self, proposition_ids: Collection[str]) -> np.ndarray:
         """Positions int64 in the order of the ids; -1 for ids that are not known."""
+        found = self._positions.of(proposition_ids, lambda new: self._search(new).tolist())
+        return np.array(found, np.int64)
+
+    def _search(self, proposition_ids: Collection[str]) -> np.ndarray:
         hashes = _hashes(proposition_ids)
         if not len(self):
             return np.full(len(hashes), -1, np.int64)
@@ -121,6 +144,15 @@ class Catalog:
         items, row_numbers = self.tags.rows(positions)
         matches = np.bincount(row_numbers[np.isin(items, codes)], minlength=len(positions))
         return positions[matches == len(codes)]
+
+    @cached_property
+    def _shown(self) -> "_Memory":
+        usual_bytes = 1 + sum(map(len, self.details.blocks)) // max(len(self), 1)
+        return _Memory(min(MAX_REMEMBERED, MAX_REMEMBERED_BYTES // usual_bytes))
+
+    @cached_property
+    def _positions(self) -> "_Memory":
+        return _Memory(MAX_REMEMBERED)
 
     @cached_property
     def _category_codes(self) -> dict[str, int]:
@@ -177,6 +209,26 @@ class Catalog:
             id_hashes=hashes[order],
             id_positions=np.concatenate([self.id_positions, positions[is_new].astype(np.int32)])[order],
         )
+
+
+class _Memory(dict):
+    """What was looked up lately, at most so much. Threads may share it."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def of(self, keys: Collection, look_up: Callable[[list], list]) -> list:
+        values = list(map(self.get, keys))
+        if None in values:
+            new = [key for key, value in zip(keys, values, strict=True) if value is None]
+            found = dict(zip(new, look_up(new), strict=True))
+            values = [found[key] if value is None else value for key, value in zip(keys, values, strict=True)]
+            if len(self) + len(found) > self._most:
+                self.clear()
+            if len(found) <= self._most:
+                self.update(found)
+        return values
 
 
 ARRAY_COLUMNS = tuple(field.name for field in fields(Catalog) if field.type in ("np.ndarray", np.ndarray))

@@ -151,6 +151,6 @@ def _again(slate: Slate, request_id: str, catalog: Catalog, now: datetime) -> Sl
         is_cached=True,
         propositions=tuple(
             RankedProposition(r.proposition_id, r.rank, r.score, r.sources, details)
-            for r, details in zip(slate.propositions, catalog.details.texts(positions), strict=True)
+            for r, (_, details) in zip(slate.propositions, catalog.shown(positions.tolist()), strict=True)
         ),
     )

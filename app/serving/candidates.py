@@ -68,12 +68,10 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.positions)
 
-    def sources_of(self, number: int) -> tuple[str, ...]:
-        return _names(int(self.source_bits[number]))
-
 
 @lru_cache(maxsize=256)
-def _names(bits: int) -> tuple[str, ...]:
+def sources_in(bits: int) -> tuple[str, ...]:
+    """Names of the sources in a set of bits."""
     return tuple(str(source) for source, bit in _BITS.items() if bits & bit)
 
 

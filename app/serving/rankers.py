@@ -23,7 +23,7 @@ from app.features.ports import Model, OnlineReader, OnlineRows
 from app.features.schema import EntityName
 from app.features.snapshot import Snapshot
 from app.serving.audit import NO_SAMPLING, FeatureSampling
-from app.serving.candidates import CandidateGenerator, Candidates, Source
+from app.serving.candidates import CandidateGenerator, Candidates, Source, sources_in
 from app.serving.online import feature_states, read_online, taste_of
 from app.serving.scoring import CurrentScorer
 
@@ -218,17 +218,11 @@ def best(
 ) -> tuple[RankedProposition, ...]:
     """The `limit` best candidates, best first; equal scores keep the order of the candidates."""
     order = (-scores).argsort(kind="stable")[:limit]
-    positions = candidates.positions[order]
-    chosen = zip(
-        catalog.ids.texts(positions),
-        scores[order].tolist(),
-        order.tolist(),
-        catalog.details.texts(positions),
-        strict=True,
-    )
+    shown = catalog.shown(candidates.positions[order].tolist())
+    chosen = zip(shown, scores[order].tolist(), candidates.source_bits[order].tolist(), strict=True)
     return tuple(
-        RankedProposition(proposition_id.decode(), rank, score, candidates.sources_of(number), details)
-        for rank, (proposition_id, score, number, details) in enumerate(chosen, start=1)
+        RankedProposition(proposition_id, rank, score, sources_in(bits), details)
+        for rank, ((proposition_id, details), score, bits) in enumerate(chosen, start=1)
     )
 
 

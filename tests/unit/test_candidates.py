@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from app.domain.types import Filters
-from app.serving.candidates import CandidateGenerator, NothingToRank, Source, Taste
+from app.serving.candidates import CandidateGenerator, NothingToRank, Source, Taste, sources_in
 from tests.builders import HOUR_S, NOON, proposition, request
 from tests.unit.test_ranking import counters, snapshot
 
@@ -16,7 +16,7 @@ HERE = request().context_key
 def found(taken, budget, taste=None, **fields):
     candidates = CandidateGenerator(budget).find(taken, request(**fields), NOON, taste or Taste())
     return {
-        taken.catalog.id_at(position): set(candidates.sources_of(number))
+        taken.catalog.id_at(position): set(sources_in(int(candidates.source_bits[number])))
         for number, position in enumerate(candidates.positions)
     }
 

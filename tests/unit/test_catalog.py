@@ -107,6 +107,39 @@ def test_a_changed_proposition_keeps_its_position_and_a_new_one_is_appended():
     assert after.positions_of(["c", "?", "a"]).tolist() == [2, -1, 0]
 
 
+def test_what_is_shown_and_where_it_lies_are_the_same_when_they_are_asked_for_again():
+    catalog = Catalog.of([proposition(letter, value=1.0) for letter in "abc"])
+
+    for _ in range(2):
+        assert catalog.positions_of(["c", "?", "a", "c"]).tolist() == [2, -1, 0, 2]
+        assert [shown.proposition_id for shown in catalog.shown([1, 0, 1])] == ["b", "a", "b"]
+        assert catalog.shown([2])[0].details == catalog.details_at(2)
+
+
+def test_a_changed_catalog_shows_the_changes_though_the_old_one_was_asked():
+    before = Catalog.of([proposition("a", value=1.0)])
+    before.shown([0]), before.positions_of(["a", "b"])
+
+    after = before.with_propositions([proposition("a", value=2.0), proposition("b")])
+
+    assert orjson.loads(after.shown([0])[0].details)["value"] == 2.0
+    assert after.positions_of(["a", "b"]).tolist() == [0, 1]
+
+
+def test_no_more_than_a_bounded_number_of_lookups_is_remembered(monkeypatch):
+    monkeypatch.setattr("app.features.catalog.MAX_REMEMBERED", 3)
+    catalog = Catalog.of([proposition(letter) for letter in "abcdef"])
+
+    found = [
+        catalog.positions_of(ids).tolist() for ids in (["a", "b"], ["c", "d"], ["b", "e"], list("abcdef"))
+    ]
+
+    assert found == [[0, 1], [2, 3], [1, 4], [0, 1, 2, 3, 4, 5]]
+    assert len(catalog._positions) <= 3
+    assert [s.proposition_id for n in range(6) for s in catalog.shown([n])] == list("abcdef")
+    assert len(catalog._shown) <= 3
+
+
 def test_columns_that_a_change_leaves_alone_are_shared():
     before = Catalog.of([proposition("a", value=1.0), proposition("b")])
 

@@ -165,6 +165,19 @@ def test_rows_looked_up_where_they_are_summed_score_as_their_masks():
     assert_scores(scores, model.booster.inplace_predict(rows))
 
 
+def test_the_pool_of_a_column_holds_its_masks_also_at_the_borders_of_float32():
+    forest = (model := small_model(max_depth=6)).forest
+    borders = np.array(
+        [np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 3.4e38, -3.4e38], np.float32
+    )
+
+    for column in forest.split_columns.tolist():
+        own = forest.part([column])
+        values = np.concatenate([borders, model.matrix[:, column]])[:, None]
+        ((masks, slots),) = own.pools(values)
+        np.testing.assert_array_equal(masks[slots], own.masks(values))
+
+
 def test_scoring_leaves_the_masks_as_they_were():
     forest = (model := small_model()).forest
     masks = forest.part(slice(None)).masks(model.matrix)

@@ -29,6 +29,7 @@ PAIR_COLUMNS = ("trait_affinity", "likeness")
 TRAIT_STRENGTH = 2.0
 # Of the likeness: noise of one impression, and weight of the numbers, both relative to the traits.
 NOISE, NUMBER_WEIGHT = 3.0, 0.3
+_LOG_NUMBER_WEIGHT = np.float32(np.log(NUMBER_WEIGHT))
 # Steps of conjugate gradients towards the solution. More gain nothing (RankLens, a logistic regression that reads it instead of
 # both columns, log loss on later slates of the training part: 0.4019 after one step, 0.4006, 0.3990, solved 0.3990).
 LIKENESS_STEPS = 3
@@ -122,7 +123,8 @@ class Affinity:
             (traits.numbers[name], points) for name, points in ranks.items() if name in traits.numbers
         ]
         row_count = len(traits.codes.lengths)
-        self._unit_ranks = np.empty((row_count, len(self._numbers)), np.float32)
+        self._ranks = np.empty((row_count, len(self._numbers)), np.float32)
+        self._half_squares = np.empty(row_count, np.float32)
         self._is_ranked = np.zeros(row_count, bool)
 
     def columns(self, history: History, rows: np.ndarray) -> np.ndarray:
@@ -138,23 +140,39 @@ class Affinity:
         is_known = (history.rows >= 0) & (shown > 0)
         known = History(history.rows[is_known], shown[is_known], history.clicks[is_known])
         columns = np.zeros((len(rows), len(PAIR_COLUMNS)), np.float32)
-        places = np.flatnonzero(rows >= 0)
+        places = (rows >= 0).nonzero()[0]
         if len(known):
             seen_and_candidates = np.concatenate([known.rows, rows[places]])
             comparison = _Comparison(self.traits, seen_and_candidates, len(known))
             columns[places, 0] = _trait_affinity(known, rate, comparison)
-            columns[places, 1] = _likeness(known, rate, comparison, self._ranked(seen_and_candidates))
+            nearness = self._nearness(seen_and_candidates, len(known))
+            columns[places, 1] = _likeness(known, rate, comparison, nearness)
         return columns
 
-    def _ranked(self, rows: np.ndarray) -> np.ndarray:
-        """Numbers as ranks with mean 0 and variance 1, float32 (n, numbers); 0 where a number is not known."""
-        new = rows[~self._is_ranked[rows]]
-        if len(new):
-            for column, (values, points) in enumerate(self._numbers):
-                scale = np.linspace(-_UNIT_VARIANCE, _UNIT_VARIANCE, len(points))
-                self._unit_ranks[new, column] = np.nan_to_num(np.interp(values[new], points, scale))
-            self._is_ranked[new] = True
-        return self._unit_ranks[rows]
+    def _nearness(self, rows: np.ndarray, seen_count: int) -> np.ndarray:
+        """The part of the numbers in k, float32 (n, h), of rows (n,) the first h of which are seen; 0 without numbers.
+
+        |a - b|^2 / 2 = |a|^2 / 2 + |b|^2 / 2 - a b, so that a product of matrices does most of it.
+        """
+        if not self._numbers:
+            return np.zeros((len(rows), seen_count), np.float32)
+        self._rank(rows[~self._is_ranked[rows]])
+        ranks, half_squares = self._ranks[rows], self._half_squares[rows]
+        nearness = ranks @ ranks[:seen_count].T
+        nearness -= half_squares[:, None]
+        nearness -= half_squares[:seen_count] - _LOG_NUMBER_WEIGHT
+        return np.exp(nearness, out=nearness)
+
+    def _rank(self, rows: np.ndarray) -> None:
+        """Keeps the numbers of these rows as ranks with mean 0 whose variances add up to 1; 0 where one is not known."""
+        if not len(rows):
+            return
+        most = _UNIT_VARIANCE / len(self._numbers) ** 0.5
+        for column, (values, points) in enumerate(self._numbers):
+            scale = np.linspace(-most, most, len(points))
+            self._ranks[rows, column] = np.nan_to_num(np.interp(values[rows], points, scale))
+        self._half_squares[rows] = np.square(self._ranks[rows]).sum(axis=1) / 2.0
+        self._is_ranked[rows] = True
 
 
 class _Comparison:
@@ -195,10 +213,9 @@ def _trait_affinity(history: History, rate: float, comparison: _Comparison) -> n
     return comparison.of_candidates(np.log((clicks + prior) / (rate * shown + prior)))
 
 
-def _likeness(history: History, rate: float, comparison: _Comparison, ranks: np.ndarray) -> np.ndarray:
-    """`ranks` (h + n, numbers) are those of the seen ones and of the candidates."""
+def _likeness(history: History, rate: float, comparison: _Comparison, nearness: np.ndarray) -> np.ndarray:
+    """`nearness` (h + n, h): how near the seen ones, and the candidates behind them, are to those that were seen."""
     seen_count, unit = len(history), comparison.seen_unit
-    nearness = _nearness(ranks, seen_count)
     near, near_candidates = nearness[:seen_count], nearness[seen_count:]
     # Scaled by the square root of what each one tells, noise is 1 everywhere, and few steps are enough.
     scale = np.sqrt(history.impressions / NOISE)
@@ -212,20 +229,6 @@ def _likeness(history: History, rate: float, comparison: _Comparison, ranks: np.
     weights = scale * _solve(with_noise, scale * surprise, LIKENESS_STEPS)
     in_common = comparison.candidate_unit * comparison.of_candidates(comparison.sums(unit * weights))
     return in_common + near_candidates @ weights.astype(np.float32)
-
-
-def _nearness(ranks: np.ndarray, seen_count: int) -> np.ndarray:
-    """The part of the numbers in k: float32 (n, h) of ranks (n, numbers), the first h of which are seen; 0 without numbers."""
-    number_count = ranks.shape[1]
-    if not number_count:
-        return np.zeros((len(ranks), seen_count), np.float32)
-    squares = np.einsum("ij,ij->i", ranks, ranks)
-    distances = ranks @ ranks[:seen_count].T
-    distances *= -2.0
-    distances += squares[:, None]
-    distances += squares[:seen_count]
-    distances *= -0.5 / number_count
-    return NUMBER_WEIGHT * np.exp(distances, out=distances)
 
 
 def _solve(matrix: Callable[[np.ndarray], np.ndarray], target: np.ndarray, steps: int) -> np.ndarray:
@@ -249,7 +252,7 @@ def _numbered(codes: np.ndarray, code_count: int) -> tuple[np.ndarray, np.ndarra
         return np.unique(codes, return_inverse=True)
     occurs = np.zeros(code_count, np.bool_)
     occurs[codes] = True
-    occurring = np.flatnonzero(occurs)
+    occurring = occurs.nonzero()[0]
     number_of = np.empty(code_count, np.intp)
     number_of[occurring] = np.arange(len(occurring))
     return occurring, number_of[codes]

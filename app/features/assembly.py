@@ -165,7 +165,7 @@ class MatrixSpec:
             if field.kind is FieldKind.NUMBER:
                 column = rows.values[field.name]
             elif field.kind is FieldKind.CATEGORY:
-                column = encode(rows.values[field.name], self._known_texts[f"{view.name}.{field.name}"])
+                column = encode(rows.values[field.name], self._codes[f"{view.name}.{field.name}"])
             else:
                 column = np.floor((now_s - rows.values[field.name]) / SECONDS_PER_DAY)
             block[:, filled] = column
@@ -204,8 +204,8 @@ class MatrixSpec:
         return np.asarray(self.half_lives_s, dtype=np.float64)
 
     @cached_property
-    def _known_texts(self) -> Mapping[str, np.ndarray]:
-        return {name: np.array(texts, dtype=np.str_) for name, texts in self.vocabularies.items()}
+    def _codes(self) -> Mapping[str, Mapping[str, float]]:
+        return {name: codes_of(texts) for name, texts in self.vocabularies.items()}
 
     @cached_property
     def _base_rates(self) -> np.ndarray:
@@ -322,18 +322,17 @@ def learn_spec(
     )
 
 
-def encode(texts: np.ndarray, vocabulary: Sequence[str] | np.ndarray) -> np.ndarray:
-    """Position of each text in the sorted vocabulary as float64; NaN for any other text,
-    and for a column in which nothing is known.
+def codes_of(vocabulary: Sequence[str]) -> Mapping[str, float]:
+    return {text: float(position) for position, text in enumerate(vocabulary)}
 
-    >>> encode(np.array(["b", "x", ""]), ["a", "b"]).tolist()
+
+def encode(texts: np.ndarray, codes: Mapping[str, float]) -> np.ndarray:
+    """The code of each text as float64; NaN for any other, and for a column in which nothing is known.
+
+    >>> encode(np.array(["b", "x", ""]), codes_of(["a", "b"])).tolist()
     [1.0, nan, nan]
     """
-    if not len(vocabulary) or texts.dtype.kind != "U":
-        return np.full(len(texts), np.nan)
-    known = np.asarray(vocabulary)
-    positions = np.minimum(np.searchsorted(known, texts), len(known) - 1)
-    return np.where(known[positions] == texts, positions, np.nan)
+    return np.array([codes.get(text, np.nan) for text in texts.tolist()], dtype=np.float64)
 
 
 def recency(then_s: np.ndarray, now_s: float | np.ndarray) -> np.ndarray:

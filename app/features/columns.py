@@ -42,9 +42,9 @@ class RaggedColumn:
     def rows(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """All items of the rows at `positions`, and for each item the number of its row in `positions`."""
         lengths = self.lengths[positions]
-        row_numbers = np.repeat(np.arange(len(positions)), lengths)
-        within = np.arange(len(row_numbers)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-        return self._items_at(self.starts[positions][row_numbers] + within), row_numbers
+        row_numbers = np.arange(len(positions)).repeat(lengths)
+        ahead = self.starts[positions] + lengths - lengths.cumsum()  # of an item's place to its number here
+        return self._items_at(ahead[row_numbers] + np.arange(len(row_numbers))), row_numbers
 
     def with_rows(self, positions: np.ndarray, rows: Sequence, row_count: int) -> "RaggedColumn":
         """The column grown to `row_count` rows, with these rows (sequences of items) at `positions`."""

@@ -8,7 +8,7 @@ import pytest
 import app.domain.context
 import app.features.assembly
 import app.features.rates
-from app.features.assembly import MatrixSpec, encode, learn_spec
+from app.features.assembly import MatrixSpec, codes_of, encode, learn_spec
 from app.features.rows import Rows, rows_from_records
 from tests.builders import DAY_S, HOUR_S, NOON, SMALL_SCHEMA
 
@@ -143,4 +143,4 @@ def test_constants_are_learned_from_the_given_rows_only():
 
 
 def test_an_empty_vocabulary_knows_nothing():
-    assert np.isnan(encode(np.array(["a"]), ())).all()
+    assert np.isnan(encode(np.array(["a"]), codes_of(()))).all()

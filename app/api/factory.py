@@ -79,6 +79,8 @@ class OrjsonProvider(JSONProvider):
 
 
 class Application(OpenAPI):
+    """Flask with a description of its API."""
+
     def ensure_sync(self, func: Callable) -> Callable:
         """Functions as they are: none here is asynchronous, and to ask each of them took a hundredth of a request."""
         return func

@@ -36,7 +36,7 @@ _FALLBACK_REASONS = ("bug", "strained", "OutOfTime", "LeftAlone", "FeaturesUnava
 
 class ServingMetrics:
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._slates = TallyCounter(
+        self._slates = Counter(
             "propositions_slates", "Slates served.", ["strategy", "level"], registry=registry
         )
         # Remembered, because to look a counter up by its labels takes longer than to count.
@@ -110,7 +110,7 @@ class ServingMetrics:
         )
         _begin(self._cache_invalidations, ("event", "model", "catalog"))
         self._tallies = (
-            *(self._slates, self._stage_s, self._candidates),
+            *(self._stage_s, self._candidates),
             *(self._feature_rows, self._feature_age_s, self._cache_requests),
         )
 

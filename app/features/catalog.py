@@ -15,6 +15,12 @@ from app.features.columns import RaggedColumn, updated
 
 # Of the propositions that were looked up in a catalog, and of what is shown of them: few are shown to many.
 MAX_REMEMBERED, MAX_REMEMBERED_BYTES = 20_000, 16 * 2**20
+# Of the room, what a single lookup may take: one of very many says nothing of what is asked for often.
+_LOOKUP_SHARE = 0.1
+
+
+# What one that is remembered takes beside its details.
+_SHOWN_BYTES = 300
 
 
 class Shown(NamedTuple):
@@ -26,7 +32,8 @@ class Shown(NamedTuple):
 
 @dataclass(frozen=True)
 class Catalog:
-    """n propositions by position, immutable, without an object per proposition: it may lie in mapped files.
+    """n propositions by position, immutable, without an object per proposition: it may lie in mapped files. What is
+    looked up often is remembered.
 
     `ids` and `details` hold UTF-8; the details are a JSON object of what is shown. `id_hashes` uint64
     (n,) ascending and `id_positions` int32 (n,) find a position by its id. Times are seconds since the
@@ -147,12 +154,11 @@ class Catalog:
 
     @cached_property
     def _shown(self) -> "_Memory":
-        usual_bytes = 1 + sum(map(len, self.details.blocks)) // max(len(self), 1)
-        return _Memory(min(MAX_REMEMBERED, MAX_REMEMBERED_BYTES // usual_bytes))
+        return _Memory(MAX_REMEMBERED_BYTES, lambda shown: _SHOWN_BYTES + len(shown.details))
 
     @cached_property
     def _positions(self) -> "_Memory":
-        return _Memory(MAX_REMEMBERED)
+        return _Memory(MAX_REMEMBERED, lambda position: 1)
 
     @cached_property
     def _category_codes(self) -> dict[str, int]:
@@ -212,11 +218,12 @@ class Catalog:
 
 
 class _Memory(dict):
-    """What was looked up lately, at most so much. Threads may share it."""
+    """What was looked up lately, as far as there is `room` for what it weighs. Threads may share it."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, room: int, weigh: Callable[[Any], int]) -> None:
         super().__init__()
-        self._most = most
+        self._room, self._weigh = room, weigh
+        self._taken = 0
 
     def of(self, keys: Collection, look_up: Callable[[list], list]) -> list:
         values = list(map(self.get, keys))
@@ -224,11 +231,18 @@ class _Memory(dict):
             new = [key for key, value in zip(keys, values, strict=True) if value is None]
             found = dict(zip(new, look_up(new), strict=True))
             values = [found[key] if value is None else value for key, value in zip(keys, values, strict=True)]
-            if len(self) + len(found) > self._most:
-                self.clear()
-            if len(found) <= self._most:
-                self.update(found)
+            self._keep(found)
         return values
+
+    def _keep(self, found: Mapping) -> None:
+        weight = sum(map(self._weigh, found.values()))
+        if weight > _LOOKUP_SHARE * self._room:
+            return
+        if self._taken + weight > self._room:
+            self.clear()
+            self._taken = 0
+        self.update(found)
+        self._taken += weight
 
 
 ARRAY_COLUMNS = tuple(field.name for field in fields(Catalog) if field.type in ("np.ndarray", np.ndarray))

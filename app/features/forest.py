@@ -7,7 +7,7 @@ candidate's are computed apart, kept as long as their values hold, and joined by
 
 Tests are looked up instead of run: the thresholds of a column cut the line of float32 into intervals, and a table
 holds, for each interval, what all failed tests of that column leave of every tree. Looking up a row takes
-about ten numpy calls whatever the number of columns, and scoring n rows about seven.
+about ten numpy calls whatever the number of columns (those of pairs: one for each), and scoring n rows about seven.
 """
 
 from collections import deque

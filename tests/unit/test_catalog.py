@@ -126,18 +126,25 @@ def test_a_changed_catalog_shows_the_changes_though_the_old_one_was_asked():
     assert after.positions_of(["a", "b"]).tolist() == [0, 1]
 
 
-def test_no_more_than_a_bounded_number_of_lookups_is_remembered(monkeypatch):
-    monkeypatch.setattr("app.features.catalog.MAX_REMEMBERED", 3)
-    catalog = Catalog.of([proposition(letter) for letter in "abcdef"])
+def test_no_more_than_there_is_room_for_is_remembered(monkeypatch):
+    monkeypatch.setattr("app.features.catalog.MAX_REMEMBERED", 30)
+    monkeypatch.setattr("app.features.catalog.MAX_REMEMBERED_BYTES", 30_000)
+    names = [f"p{number}" for number in range(100)]
+    catalog = Catalog.of([proposition(name, attributes={"text": "x" * 600}) for name in names])
 
-    found = [
-        catalog.positions_of(ids).tolist() for ids in (["a", "b"], ["c", "d"], ["b", "e"], list("abcdef"))
-    ]
+    assert [position for name in names for position in catalog.positions_of([name])] == list(range(100))
+    assert [shown.proposition_id for n in range(100) for shown in catalog.shown([n])] == names
+    assert 0 < len(catalog._positions) <= 30
+    assert 0 < len(catalog._shown) <= 30
 
-    assert found == [[0, 1], [2, 3], [1, 4], [0, 1, 2, 3, 4, 5]]
-    assert len(catalog._positions) <= 3
-    assert [s.proposition_id for n in range(6) for s in catalog.shown([n])] == list("abcdef")
-    assert len(catalog._shown) <= 3
+
+def test_a_lookup_of_very_many_leaves_alone_what_is_remembered():
+    names = [f"p{number}" for number in range(3_000)]
+    catalog = Catalog.of([proposition(name) for name in names])
+    catalog.positions_of(["p7"])
+
+    assert catalog.positions_of(names).tolist() == list(range(3_000))
+    assert list(catalog._positions) == ["p7"]
 
 
 def test_columns_that_a_change_leaves_alone_are_shared():

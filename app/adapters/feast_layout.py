@@ -16,7 +16,6 @@ _STRING_TYPE = 2  # Feast's ValueType.STRING
 _DOUBLE = struct.Struct("<d")
 _FLOAT = struct.Struct("<f")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # protobuf's wire types
-_SECONDS_TAG = 1 << 3 | _VARINT  # of a timestamp
 _TEXT_TAG = 1 << 3 | _BYTES  # of an item in a list
 
 
@@ -41,14 +40,10 @@ def decode_timestamp(serialized: bytes) -> int:
         ValueError: these bytes are no timestamp.
     """
     seconds = nanos = position = 0
-    if len(serialized) > 5 and serialized[0] == _SECONDS_TAG:  # of these years, without the generality
-        a, b, c, d, e = serialized[1:6]
-        if a & b & c & d > 0x7F >= e:
-            seconds, position = a & 0x7F | (b & 0x7F) << 7 | (c & 0x7F) << 14 | (d & 0x7F) << 21 | e << 28, 6
     while position < len(serialized):
         tag = serialized[position]
         content, position = _read_varint(serialized, position + 1)
-        if tag == _SECONDS_TAG:
+        if tag == 1 << 3 | _VARINT:
             seconds = _signed(content)
         elif tag == 2 << 3 | _VARINT:
             nanos = content
@@ -71,10 +66,6 @@ def decode_value(serialized: bytes | None) -> Any:
         return _DOUBLE.unpack_from(serialized, 1)[0]
     if not isinstance(serialized, bytes):
         raise ValueError(f"{type(serialized).__name__} instead of a value")
-    if serialized[0] & 0x87 == _BYTES and len(serialized) > 1:  # a text or a list, without the generality
-        length, position = _read_varint(serialized, 1)
-        if position + length == len(serialized) and (decode := _VALUES.get(serialized[0])) is not None:
-            return decode(serialized[position:])
     (tag, content), *more = _fields(serialized)
     if tag not in _VALUES or more:
         raise ValueError(f"features here have no values with Feast's field {tag >> 3}, wire type {tag & 7}")

@@ -110,8 +110,11 @@ class ServingMetrics:
         )
         _begin(self._cache_invalidations, ("event", "model", "catalog"))
         self._tallies = (
-            *(self._stage_s, self._candidates),
-            *(self._feature_rows, self._feature_age_s, self._cache_requests),
+            self._stage_s,
+            self._candidates,
+            self._feature_rows,
+            self._feature_age_s,
+            self._cache_requests,
         )
 
     def slate_served(self, slate: Slate) -> None:

@@ -7,7 +7,7 @@ candidate's are computed apart, kept as long as their values hold, and joined by
 
 Tests are looked up instead of run: the thresholds of a column cut the line of float32 into intervals, and a table
 holds, for each interval, what all failed tests of that column leave of every tree. Looking up a row takes
-about ten numpy calls whatever the number of columns (those of pairs: one for each), and scoring n rows about seven.
+about ten numpy calls whatever the number of columns, and scoring n rows about seven.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from app.domain.errors import UnsupportedForest
-from app.features.xgboost_trees import GREATEST, LEAST, Nodes, cuts_of, link_of, ordered, table_of
+from app.features.xgboost_trees import Nodes, cuts_of, link_of, ordered, table_of
 
 MAX_TABLE_BYTES = 256 * 2**20
 
@@ -198,30 +198,14 @@ class ForestPart:
         Raises:
             ValueError: the block has another number of columns.
         """
-        return [
-            (table, cuts.searchsorted(values, side="right"))
-            for (cuts, table), values in zip(self._columns, ordered(self._tested(block)), strict=True)
-        ]
+        return [(self.forest.table, of_column) for of_column in self._intervals(block)]
 
     def _intervals(self, block: np.ndarray) -> np.ndarray:
         """Which row of the table holds the masks of each value, intp (tested columns, n)."""
-        return self.forest.cuts.searchsorted(ordered(self._tested(block)) + self._offsets, side="right")
-
-    def _tested(self, block: np.ndarray) -> np.ndarray:
-        """Float32 (tested columns, n)."""
         if block.shape[1] != self.column_count:
             raise ValueError(f"expected {self.column_count} columns, got {block.shape[1]}")
-        return np.asarray(block, np.float32).T.take(self.positions, axis=0)
-
-    @cached_property
-    def _columns(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Of each tested column the cuts, int32, and the rows of the table: to search among few costs half as much."""
-        cuts, table, columns = self.forest.cuts, self.forest.table, []
-        for offset in self._offsets[:, 0].tolist():
-            first = cuts.searchsorted(offset + LEAST, side="right")
-            last = cuts.searchsorted(offset + GREATEST, side="right")
-            columns.append(((cuts[first:last] - offset).astype(np.int32), table[first : last + 1]))
-        return columns
+        values = np.asarray(block, np.float32).T.take(self.positions, axis=0)
+        return self.forest.cuts.searchsorted(ordered(values) + self._offsets, side="right")
 
 
 class _Workspace:

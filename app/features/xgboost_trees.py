@@ -17,10 +17,9 @@ _IDENTITY_OBJECTIVES = ("rank:pairwise", "rank:ndcg", "rank:map", "reg:squareder
 # From here on float32 knows only 0 and 1.
 _MAX_LOGIT = 88.7
 
-# Of what `ordered` gives.
-LEAST, GREATEST = -(2**31), 2**31 - 1
+_INT32_MAX = 2**31 - 1
 # As `ordered` puts them: the least NaN with a sign, minus infinity, the least NaN without a sign.
-_SIGNED_NAN, _MINUS_INFINITY, _NAN = LEAST, LEAST + 0x7FFFFF, 0x7F80_0001
+_SIGNED_NAN, _MINUS_INFINITY, _NAN = -(2**31), -(2**31) + 0x7FFFFF, 0x7F80_0001
 
 
 def link_of(learner: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
@@ -215,7 +214,7 @@ def table_of(nodes: Nodes, cuts: np.ndarray) -> np.ndarray:
 def ordered(values: np.ndarray) -> np.ndarray:
     """Int32 in the order of float32 values: NaN with a sign, -inf, ..., -0.0, 0.0, ..., inf, other NaN."""
     bits = values.view(np.int32)
-    return bits ^ ((bits >> 31) & GREATEST)
+    return bits ^ ((bits >> 31) & _INT32_MAX)
 
 
 def _beginning(values: np.ndarray) -> np.ndarray:

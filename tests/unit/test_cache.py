@@ -31,7 +31,9 @@ class FakeSlateStore:
         return Kept(epoch, slate, is_outdated=ranked_epoch != epoch)
 
     def keep(self, user_id, key, epoch, slate):
-        self.waiting.append(((user_id, key), (epoch, slate)))
+        # As there: what is shown of propositions comes from the catalog.
+        bare = tuple(ranked._replace(details=b"{}") for ranked in slate.propositions)
+        self.waiting.append(((user_id, key), (epoch, replace(slate, propositions=bare))))
 
     def flush(self):
         waiting, self.waiting = self.waiting, []

@@ -12,9 +12,9 @@ from app.features.fold import EVENT_ROW, Counters
 from app.features.ports import OnlineRows
 from app.features.rows import rows_from_records
 from app.features.snapshot import SnapshotChanges, empty_snapshot
-from app.serving.candidates import CandidateGenerator
+from app.serving.candidates import CandidateGenerator, Candidates, Source
 from app.serving.decisions import DecisionQueue
-from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, RulesRanker
+from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, RulesRanker, best
 from app.serving.scoring import CurrentScorer
 from app.serving.suggest import Suggest
 from tests.builders import HOUR_S, NOON, proposition, request
@@ -200,6 +200,20 @@ def test_the_default_list_leaves_out_what_the_catalog_says_is_not_eligible():
     current = snapshot(proposition("default", is_active=False))
 
     assert shown(rankers(None, current).rank(request(), "r1", NOON, plenty())) == []
+
+
+def test_every_place_of_a_slate_tells_its_own_proposition_score_and_sources():
+    catalog = Catalog.of([proposition("a", value=1.0), proposition("b", value=2.0), proposition("c")])
+    bits = np.array(
+        [Candidates.of(np.zeros(1, int), source).source_bits[0] for source in (Source.NEW, Source.POPULAR)]
+    )
+    candidates = Candidates(np.array([1, 0]), bits)
+
+    first, second = best(catalog, candidates, np.array([0.25, 0.5]), limit=5)
+
+    assert (first.proposition_id, first.rank, first.score, first.sources) == ("a", 1, 0.5, ("popular",))
+    assert (second.proposition_id, second.rank, second.score, second.sources) == ("b", 2, 0.25, ("new",))
+    assert (first.details, second.details) == (catalog.details_at(0), catalog.details_at(1))
 
 
 def test_a_slate_is_as_long_as_asked_for(spec):

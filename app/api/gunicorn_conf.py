@@ -68,4 +68,5 @@ def on_exit(server):
 def child_exit(server, worker):
     from app.api.worker_metrics import retire
 
+    worker.connections.leave()
     retire(settings.metrics_dir, worker.pid)

@@ -8,44 +8,22 @@ from types import FrameType
 from typing import Any
 
 import gevent
-from gevent.server import StreamServer
 from gevent.threadpool import ThreadPool
 from gunicorn.http.errors import InvalidHeader, NoMoreData, ParseException, UnsupportedTransferCoding
 from gunicorn.workers import base_async, ggevent
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestTimeout
 
+from app.api.connection_shares import ConnectionCounts, SharingServer
 from app.api.overload import Overload, SheddingParser
 from app.settings import load_settings
 
-# Longer than another worker takes to wake up; so a worker still accepts up to a thousand connections a second.
-TURN_S = 0.001
 # A whole body has to arrive within this time: who sends a byte now and then must not hold a connection for ever.
 BODY_TIMEOUT_S = 15.0
 _LEAVE_S = 0.2
 _STARTING_NICENESS = 10
 
-
-class TurnTakingServer(StreamServer):
-    """Leaves the connection after the one that it has accepted to the other workers, if they want it.
-
-    When many clients connect at once, as after a deployment, the worker that is awake takes most of them, and with
-    them most of the load for as long as they stay: at 80 % of what two workers can do, one had 95 % and
-    the other 60 %. A worker that is so busy that its turn comes late makes up for it: else clients of a worker
-    that has died would wait for seconds.
-    """
-
-    def do_handle(self, *args) -> None:
-        super().do_handle(*args)
-        if self._watcher is not None:  # the first of its turn
-            self.stop_accepting()
-            gevent.spawn_later(TURN_S, self._accept_again, time.monotonic() + TURN_S)
-
-    def _accept_again(self, due_s: float) -> None:
-        if self.started:
-            # A timer may be early, and a server that may accept none accepts nobody any more.
-            late_s = max(time.monotonic() - due_s, 0.0)
-            self.max_accept = 1 + int(late_s / TURN_S)
-            self.start_accepting()
+# All workers are forks of the process that imports this.
+_CONNECTIONS = ConnectionCounts()
 
 
 class Departure:
@@ -98,6 +76,7 @@ class Worker(ggevent.GeventWorker):
         self._idle: dict[gevent.Greenlet, gevent.Timeout] = {}
         self._under_way: set[Any] = set()
         self._drain_s = load_settings().shutdown_drain_s
+        self.connections = _CONNECTIONS.share_of(self.age)
 
     def load_wsgi(self) -> None:
         """Imports the application at a low priority first: the workers that serve need the processor more."""
@@ -110,12 +89,15 @@ class Worker(ggevent.GeventWorker):
         super().load_wsgi()
 
     def run(self) -> None:
-        ggevent.StreamServer = TurnTakingServer
+        SharingServer.share = self.connections
+        self.connections.join()
+        ggevent.StreamServer = SharingServer
         base_async.http.get_parser = lambda cfg, source, address: SheddingParser(cfg, source, address)
         super().run()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         Departure.is_near = True
+        self.connections.leave()
         for request in self._under_way:
             request.force_close()
         gevent.spawn_later(self._drain_s, self._leave)

@@ -1,13 +1,16 @@
 """The gunicorn worker among clients that are slow, that send nonsense, and that stay on when it has to leave."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from http.client import HTTPConnection, HTTPException
 
+import psutil
 import pytest
 
 TIMEOUT_S = 20.0
@@ -15,13 +18,14 @@ KEEP_OPEN_S = 60
 
 
 class Gunicorn:
-    def __init__(self, folder, drain_s: float, **environment: str) -> None:
+    def __init__(self, folder, drain_s: float, workers: int = 1, **environment: str) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
+        self._workers = workers
         self.log_path = folder / "gunicorn.log"
         command = (
-            f"{sys.executable} -m gunicorn --worker-class app.api.gunicorn_worker.Worker --workers 1 "
+            f"{sys.executable} -m gunicorn --config python:app.api.gunicorn_conf --workers {workers} "
             f"--bind 127.0.0.1:{self.port} --keep-alive {KEEP_OPEN_S} --graceful-timeout {KEEP_OPEN_S} "
             "--no-control-socket tests.integration.worker_application:application"
         )
@@ -50,6 +54,30 @@ class Gunicorn:
             return None
         finally:
             connection.close()
+
+    def wait_until_all_serve(self) -> None:
+        """Until each worker has answered a request."""
+        seen: set[int] = set()
+
+        def have_all_answered() -> bool:
+            with closing(HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)) as connection:
+                connection.request("GET", "/pid")
+                seen.add(int(connection.getresponse().read()))
+            workers = set(self.connections())
+            return len(workers) == self._workers and workers <= seen
+
+        wait_until(have_all_answered)
+
+    def connections(self) -> dict[int, int]:
+        """How many connections each worker has."""
+        counts = {}
+        for worker in psutil.Process(self.process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                counts[worker.pid] = sum(
+                    connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == self.port
+                    for connection in worker.net_connections("tcp")
+                )
+        return counts
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -190,3 +218,25 @@ def test_a_worker_that_is_told_to_end_while_it_starts_ends_when_it_has(tmp_path)
         assert "Traceback" not in server.log_path.read_text()
     finally:
         server.process.kill()
+
+
+def test_workers_share_connections_out_evenly_also_after_one_has_died(tmp_path):
+    server = Gunicorn(tmp_path, 0.0, workers=2)
+    try:
+        wait_until(lambda: server.get("/ready") == 200)
+        server.wait_until_all_serve()
+        first = [server.connect() for _ in range(8)]
+        wait_until(lambda: sorted(server.connections().values()) == [4, 4])
+
+        dead = next(iter(server.connections()))
+        os.kill(dead, signal.SIGKILL)
+        wait_until(lambda: dead not in server.connections())
+        server.wait_until_all_serve()
+        second = [server.connect() for _ in range(6)]
+        wait_until(lambda: sorted(server.connections().values()) == [5, 5])
+
+        for client in first + second:
+            client.close()
+    finally:
+        server.process.kill()
+        server.process.wait()

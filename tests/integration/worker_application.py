@@ -33,6 +33,11 @@ def ready() -> tuple[str, int]:
     return ("leaving", 503) if Departure.is_near else ("ready", 200)
 
 
+@application.get("/pid")
+def pid() -> str:
+    return str(os.getpid())
+
+
 begun: list[float] = []
 
 

@@ -1,0 +1,96 @@
+"""Shares a listener's connections out among workers: each goes to the worker that has fewest."""
+
+import mmap
+import time
+from collections.abc import Mapping
+
+import gevent
+from gevent.select import select
+from gevent.server import StreamServer
+
+# Four times as many as there may be workers, for those who come while others leave.
+SLOTS = 256
+# How often who left a connection to the others looks whether it was taken, and how long it leaves it to them at most.
+TURN_S, PATIENCE_S = 0.001, 0.05
+# How many it accepts in one round of the event loop while it has fewest.
+_AT_ONCE = 100
+
+
+class ConnectionCounts:
+    """How many connections each worker has, in memory that all of them see; to be made before they are forked."""
+
+    def __init__(self) -> None:
+        # In the slot of a worker that takes part: one more than it has. Nobody else writes there while it lives.
+        self._taken = memoryview(mmap.mmap(-1, 4 * SLOTS)).cast("i")
+
+    def share_of(self, number: int) -> "Share":
+        """What the worker with this number has. Numbers come again after `SLOTS` of them."""
+        return Share(self._taken, number % SLOTS)
+
+
+class Share:
+    """What one worker has of the connections. Until it joins, and when it has left, all others come first."""
+
+    def __init__(self, taken: memoryview, slot: int) -> None:
+        self._taken, self._slot = taken, slot
+        self._count = 0
+
+    def join(self) -> None:
+        self._taken[self._slot] = 1 + self._count
+
+    def leave(self) -> None:
+        self._taken[self._slot] = 0
+
+    def add(self, connections: int) -> None:
+        self._count += connections
+        if self._taken[self._slot]:
+            self.join()
+
+    def with_fewer(self) -> Mapping[int, int]:
+        """The slots of those who have fewer, and what stands there."""
+        ours = self._taken[self._slot] or float("inf")
+        return {slot: theirs for slot, theirs in enumerate(self._taken) if 0 < theirs < ours}
+
+
+class SharingServer(StreamServer):
+    """Leaves each connection to those who have fewer, if they come for it.
+
+    When many clients connect at once, as after a deployment, the worker that is awake would take most of them, and with
+    them most of the load for as long as they stay. Of a worker that does not come in `PATIENCE_S`, because it hangs, nothing
+    more is expected until the number of its connections changes.
+    """
+
+    share: Share
+    _hung: Mapping[int, int] = {}
+
+    def start(self) -> None:
+        self.max_accept = _AT_ONCE  # gunicorn lets a worker that has others beside it accept one
+        super().start()
+
+    def do_read(self) -> tuple | None:
+        if self._is_for_others():
+            self.stop_accepting()
+            gevent.spawn(self._wait_for_others)
+            return None
+        return super().do_read()
+
+    def do_handle(self, *args) -> None:
+        self.share.add(1)
+        super().do_handle(*args)
+
+    def do_close(self, *args) -> None:
+        self.share.add(-1)
+        super().do_close(*args)
+
+    def _is_for_others(self) -> bool:
+        return any(self._hung.get(slot) != theirs for slot, theirs in self.share.with_fewer().items())
+
+    def _wait_for_others(self) -> None:
+        last_s = time.monotonic() + PATIENCE_S
+        while self.started and self._is_for_others() and select([self.socket], [], [], 0)[0]:
+            if time.monotonic() > last_s:
+                self._hung = self.share.with_fewer()
+            else:
+                gevent.sleep(TURN_S)
+        if self.started:
+            self.start_accepting()

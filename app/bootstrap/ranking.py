@@ -142,6 +142,15 @@ def build_ranking(
         if model_breaker.state != "closed":
             run_aside(try_scoring)
 
+    rounds = Rounds(QUEUE_SHARE * deadline_s, STANDING_SHARE * deadline_s)
+    has_event_loop = monkey.is_module_patched("socket")
+    if has_event_loop:
+        _follow_rounds(rounds)
+
+    def pause() -> None:
+        if has_event_loop and not rounds.is_long:
+            gevent.sleep(0)
+
     generator = CandidateGenerator(settings.candidate_budget)
     by_model: Ranker = ModelRanker(
         lambda: model.current,
@@ -152,6 +161,7 @@ def build_ranking(
         FeatureSampling(settings.decision_features_share, random.random),
         model_breaker,
         metrics.features_read,
+        pause,
     )
     repeated = {
         snapshot.refresh: settings.snapshot_refresh_s,
@@ -176,10 +186,6 @@ def build_ranking(
         DefaultRanker(_default_catalog(settings), current_snapshot),
         metrics.fell_back,
     )
-    rounds = Rounds(QUEUE_SHARE * deadline_s, STANDING_SHARE * deadline_s)
-    has_event_loop = monkey.is_module_patched("socket")
-    if has_event_loop:
-        _follow_rounds(rounds)
     turns = TakingTurns(
         Fallback(by_model, without_model, metrics.fell_back),
         BoundedSemaphore(RANKINGS_AT_ONCE),

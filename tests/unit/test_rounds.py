@@ -114,3 +114,13 @@ def test_once_it_was_overrun_it_stays_strained_for_a_while(rounds, clock, length
     rounds.begin()
 
     assert rounds.is_strained is is_strained
+
+
+def test_a_round_is_long_once_it_has_lasted_as_a_standing_queue_makes_it(rounds, clock):
+    rounds.begin()
+    clock.now_s += STANDING_S - 0.001
+    assert not rounds.is_long
+
+    clock.now_s += 0.002
+
+    assert rounds.is_long

@@ -146,6 +146,12 @@ class Forest:
         return np.ones(self.tree_count)
 
     @cached_property
+    def _beginnings(self) -> np.ndarray:
+        """Int64: where each interval begins, the first one included, and one more behind the last."""
+        ends = np.iinfo(np.int64)
+        return np.concatenate([[ends.min], self.cuts, [ends.max]])
+
+    @cached_property
     def _offsets(self) -> np.ndarray:
         """Intp (tree_count,): what a leaf's number plus one needs to become its place in `leaves`."""
         return np.arange(self.tree_count) * (8 * self.dtype.itemsize) - 1
@@ -178,13 +184,16 @@ class ForestPart:
         Raises:
             ValueError: the block has another number of columns.
         """
-        forest, tested_count = self.forest, len(self.positions)
-        intervals = self._intervals(block)
+        return self.masks_in(self.intervals(block))
+
+    def masks_in(self, intervals: np.ndarray) -> np.ndarray:
+        """Masks (n, tree_count) of rows whose values lie in these `intervals`."""
+        forest, (tested_count, row_count) = self.forest, intervals.shape
         if tested_count == 0:
-            return forest.neutral(len(block))
-        masks = np.empty((len(block), forest.tree_count), forest.dtype)
+            return forest.neutral(row_count)
+        masks = np.empty((row_count, forest.tree_count), forest.dtype)
         workspace = forest._workspace()
-        for rows in _steps(len(block), workspace.size // (tested_count * forest.tree_count)):
+        for rows in _steps(row_count, workspace.size // (tested_count * forest.tree_count)):
             shape = tested_count, rows.stop - rows.start, forest.tree_count
             tested = workspace.first(forest.dtype, shape)
             forest.table.take(intervals[:, rows], axis=0, out=tested, mode="wrap")
@@ -198,14 +207,25 @@ class ForestPart:
         Raises:
             ValueError: the block has another number of columns.
         """
-        return [(self.forest.table, of_column) for of_column in self._intervals(block)]
+        return [(self.forest.table, of_column) for of_column in self.intervals(block)]
 
-    def _intervals(self, block: np.ndarray) -> np.ndarray:
-        """Which row of the table holds the masks of each value, intp (tested columns, n)."""
+    def intervals(self, block: np.ndarray) -> np.ndarray:
+        """Which row of the table holds the masks of each value, intp (tested columns, n).
+
+        Raises:
+            ValueError: the block has another number of columns.
+        """
+        return self.forest.cuts.searchsorted(self._keys(block), side="right")
+
+    def lies_in(self, block: np.ndarray, intervals: np.ndarray) -> np.ndarray:
+        """Whether all values of a row lie in these intervals, bool (n,), which costs a fraction of finding them."""
+        keys, beginnings = self._keys(block), self.forest._beginnings
+        return ((beginnings.take(intervals) <= keys) & (keys < beginnings.take(intervals + 1))).all(axis=0)
+
+    def _keys(self, block: np.ndarray) -> np.ndarray:
         if block.shape[1] != self.column_count:
             raise ValueError(f"expected {self.column_count} columns, got {block.shape[1]}")
-        values = np.asarray(block, np.float32).T.take(self.positions, axis=0)
-        return self.forest.cuts.searchsorted(ordered(values) + self._offsets, side="right")
+        return ordered(np.asarray(block, np.float32).T.take(self.positions, axis=0)) + self._offsets
 
 
 class _Workspace:

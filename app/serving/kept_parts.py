@@ -1,5 +1,7 @@
 """Parts of candidates that were computed for one request and serve the next ones."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from app.features.columns import grown
@@ -14,19 +16,33 @@ MAX_KEPT = 20_000
 Pool = tuple[np.ndarray, np.ndarray]
 
 
-class ContextParts:
-    """Parts of the candidates that were asked for in one context. Slots are rows of the parts."""
+class Computed(NamedTuple):
+    """Parts of candidates (n, w), and what tells whether they still hold: the intervals of their values (n, k)."""
 
-    def __init__(self, catalog_size: int) -> None:
+    parts: np.ndarray
+    intervals: np.ndarray
+
+
+class ContextParts:
+    """Parts of the candidates that were asked for in one context. Slots are rows of the parts.
+
+    `room` is for how many there is place from the beginning.
+    """
+
+    def __init__(self, catalog_size: int, room: int = 0) -> None:
         self._slots = np.full(catalog_size, -1, np.int32)
         self._parts: np.ndarray | None = None
+        self._intervals = np.empty((0, 0), np.int32)
+        self._room = room
         self._positions = np.empty(0, np.int64)
         self._idle_renewals = np.empty(0, np.uint8)  # since a slot was asked for
         self._count = 0
 
     @property
     def size_bytes(self) -> int:
-        return self._slots.nbytes + (0 if self._parts is None else self._parts.nbytes)
+        return (
+            self._slots.nbytes + self._intervals.nbytes + (0 if self._parts is None else self._parts.nbytes)
+        )
 
     def wanted(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions that were asked for lately, and how many renewals ago, this one counted."""
@@ -38,19 +54,27 @@ class ContextParts:
     def missing(self, positions: np.ndarray) -> np.ndarray:
         return positions[self._slots[positions] < 0]
 
-    def add(self, positions: np.ndarray, parts: np.ndarray) -> None:
+    def add(self, positions: np.ndarray, computed: Computed) -> None:
         first, last = self._count, self._count + len(positions)
         if self._parts is None:
-            self._parts = np.empty((0, parts.shape[1]), parts.dtype)
+            self._parts = computed.parts[:0]
+            self._intervals = computed.intervals[:0]
         if last > len(self._parts):
-            room = max(last, 2 * len(self._parts))
+            room = max(last, 2 * len(self._parts), self._room)
             self._parts = grown(self._parts, room, 0)
+            self._intervals = grown(self._intervals, room, 0)
             self._positions = grown(self._positions, room, 0)
             self._idle_renewals = grown(self._idle_renewals, room, 0)
-        self._parts[first:last] = parts
+        self._parts[first:last] = computed.parts
+        self._intervals[first:last] = computed.intervals
         self._positions[first:last] = positions
         self._slots[positions] = np.arange(first, last)
         self._count = last
+
+    def of(self, positions: np.ndarray) -> Computed:
+        """Copies of what is kept of these, none of which is missing."""
+        slots = self._slots[positions]
+        return Computed(self._parts[slots], self._intervals[slots])
 
     def has_room_for(self, count: int) -> bool:
         return self._parts is None or self._count + count <= MAX_KEPT

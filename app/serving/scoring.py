@@ -24,7 +24,7 @@ from app.features.ports import Model, OnlineRows
 from app.features.rows import NUMBER_PREFIX, Rows, rows_from_records
 from app.features.schema import EntityName, ViewSchema
 from app.features.snapshot import Snapshot
-from app.serving.kept_parts import ContextParts, Pool
+from app.serving.kept_parts import Computed, ContextParts, Pool
 from app.serving.online import OnlineFeatures
 
 OF_REQUEST = REQUEST_ENTITIES
@@ -43,12 +43,13 @@ class Scoring(Protocol):
     """A way to evaluate a model on blocks of columns, each once.
 
     The methods named `of_...` turn blocks float32 (m, k) of the columns of that part into parts (m, w); `of_pairs` into
-    whatever `score` takes.
+    whatever `score` takes. What was `computed` of candidates lately is `renewed` with their columns of today.
     """
 
     def of_request(self, block: np.ndarray) -> np.ndarray: ...
     def of_categories(self, block: np.ndarray) -> np.ndarray: ...
-    def of_candidates(self, block: np.ndarray) -> np.ndarray: ...
+    def of_candidates(self, block: np.ndarray) -> Computed: ...
+    def renewed(self, computed: Computed, block: np.ndarray) -> Computed: ...
     def of_pairs(self, block: np.ndarray) -> Any: ...
 
     @property
@@ -68,9 +69,20 @@ class ForestScoring:
         self._forest = forest
         self.of_request = forest.part(columns_of(spec, part_views(spec, OF_REQUEST))).masks
         self.of_categories = forest.part(columns_of(spec, part_views(spec, OF_CATEGORY))).masks
-        self.of_candidates = forest.part(columns_of(spec, part_views(spec, OF_CANDIDATE))).masks
+        self._candidates = forest.part(columns_of(spec, part_views(spec, OF_CANDIDATE)))
         pairs = forest.part(columns_of(spec, pair_views(spec)))
         self.of_pairs, self.reads_pairs = pairs.pools, pairs.is_tested
+
+    def of_candidates(self, block: np.ndarray) -> Computed:
+        intervals = self._candidates.intervals(block)
+        return Computed(self._candidates.masks_in(intervals), intervals.T.astype(np.int32))
+
+    def renewed(self, computed: Computed, block: np.ndarray) -> Computed:
+        """In some seconds few values come past a threshold. Changes what is given."""
+        moved = (~self._candidates.lies_in(block, computed.intervals.T)).nonzero()[0]
+        if len(moved):
+            computed.parts[moved], computed.intervals[moved] = self.of_candidates(block[moved])
+        return computed
 
     def score(
         self, request: np.ndarray, categories: Pool, candidates: Pool, pairs: list[Pool] | None
@@ -93,7 +105,13 @@ class MatrixScoring:
     def of_request(self, block: np.ndarray) -> np.ndarray:
         return block
 
-    of_categories = of_candidates = of_pairs = of_request
+    of_categories = of_pairs = of_request
+
+    def of_candidates(self, block: np.ndarray) -> Computed:
+        return Computed(block, np.empty((len(block), 0), np.int32))
+
+    def renewed(self, computed: Computed, block: np.ndarray) -> Computed:
+        return self.of_candidates(block)
 
     def score(
         self, request: np.ndarray, categories: Pool, candidates: Pool, pairs: np.ndarray | None
@@ -204,14 +222,17 @@ class Scorer:
         if other.model is self.model and other.snapshot.traits is self.snapshot.traits:
             self._affinity = other._affinity
         for context_key, theirs in list(other._contexts.items()):
-            key, parts = self._parts_of(context_key)
             positions, idle_renewals = theirs.wanted()
+            key, parts = self._parts_of(context_key, len(positions))
             for first in range(0, len(positions), PREPARED_AT_ONCE):
                 began_s = time.thread_time()
                 few = slice(first, first + PREPARED_AT_ONCE)
-                parts.add(
-                    positions[few], self._scoring.of_candidates(self._candidate_block(key, positions[few]))
-                )
+                block = self._candidate_block(key, positions[few])
+                if other.model is self.model:
+                    computed = self._scoring.renewed(theirs.of(positions[few]), block)
+                else:
+                    computed = self._scoring.of_candidates(block)
+                parts.add(positions[few], computed)
                 parts.set_idle(positions[few], idle_renewals[few])
                 pace(time.thread_time() - began_s)
         self._shrink()
@@ -266,7 +287,7 @@ class Scorer:
             return parts.pool(positions)
         computed = self._scoring.of_candidates(self._candidate_block(key, missing))
         if not parts.has_room_for(len(missing)):
-            return parts.pool_with(positions, computed)
+            return parts.pool_with(positions, computed.parts)
         parts.add(missing, computed)
         self._shrink()
         return parts.pool(positions)
@@ -277,12 +298,12 @@ class Scorer:
         (view,) = pair_views(self._spec)
         return self._scoring.of_pairs(self._affinity.columns(history_of(view, catalog, online), positions))
 
-    def _parts_of(self, context_key: str | None) -> tuple[str | None, ContextParts]:
+    def _parts_of(self, context_key: str | None, room: int = 0) -> tuple[str | None, ContextParts]:
         # Contexts that nothing is known of share their parts.
         key = context_key if context_key in self.snapshot.contexts.numbers else None
         parts = self._contexts.get(key)
         if parts is None:
-            parts = self._contexts[key] = ContextParts(len(self.snapshot.catalog))
+            parts = self._contexts[key] = ContextParts(len(self.snapshot.catalog), room)
         self._contexts.move_to_end(key)
         return key, parts
 

@@ -126,6 +126,19 @@ def test_masks_of_any_parts_of_the_columns_join_to_those_of_all(trained, data):
     np.testing.assert_array_equal(joined, trained.forest.part(slice(None)).masks(rows))
 
 
+@settings(max_examples=60, deadline=None)
+@given(models(), st.integers(0, 2**32 - 1))
+def test_rows_lie_in_the_intervals_of_others_where_all_their_values_have_the_same(trained, seed):
+    part, rng = trained.forest.part(slice(None)), np.random.default_rng(seed)
+    rows = hard_rows(trained, rng, 200)
+    others = np.where(rng.random(rows.shape) < 0.9, rows, hard_rows(trained, rng, 200)).astype(np.float32)
+    intervals = part.intervals(rows)
+
+    lie_in = part.lies_in(others, intervals)
+
+    np.testing.assert_array_equal(lie_in, (part.intervals(others) == intervals).all(axis=0))
+
+
 def small_model(**parameters) -> Trained:
     rng = np.random.default_rng(5)
     matrix = rng.normal(size=(400, 6)).astype(np.float32)

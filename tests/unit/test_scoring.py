@@ -21,6 +21,7 @@ from app.serving.online import OnlineFeatures, read_online
 from app.serving.scoring import (
     QUIET_FACTOR,
     CurrentScorer,
+    ForestScoring,
     Scorer,
     candidate_rows,
     history_of,
@@ -263,6 +264,55 @@ def test_a_renewed_scorer_knows_the_news_and_what_was_asked_for_lately(spec, tak
     )
 
 
+@pytest.mark.parametrize("has_forest", [True, False])
+@pytest.mark.parametrize("days", [0.0, 0.001, 1.0, 30.0])
+def test_a_renewed_scorer_scores_like_one_that_knows_nothing_of_before(
+    spec, taken, booster, has_forest, days
+):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json"))) if has_forest else None
+    model, current = Trees(spec, booster, forest), CurrentScorer(max_age_s=1e9, max_bytes=1 << 20)
+    online, everybody = OnlineFeatures(READER.read({}, 2, NOON), ()), np.arange(len(taken.catalog))
+    for context in (HERE, "elsewhere"):
+        current.get(model, taken, NOW_S).score(context, everybody, taken.catalog, online, NOW_S)
+    later_s = NOW_S + days * 86_400
+    news = SnapshotChanges(
+        performance={"p1": counters(1_000, 900)},
+        context_performance={crossed_key(HERE, "p2"): counters(9, 9)},
+    )
+
+    renewed, fresh = (
+        scorer.score(HERE, everybody, taken.catalog, online, later_s)
+        for scorer in (
+            current.prepared(model, taken.with_changes(news), later_s),
+            Scorer(model, taken.with_changes(news), later_s, 1 << 20),
+        )
+    )
+
+    np.testing.assert_array_equal(renewed, fresh)
+
+
+def test_a_renewal_computes_masks_only_where_a_value_came_past_a_threshold(spec, taken, booster, monkeypatch):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    model, current = Trees(spec, booster, forest), CurrentScorer(max_age_s=1e9, max_bytes=1 << 20)
+    online, everybody = OnlineFeatures(READER.read({}, 2, NOON), ()), np.arange(len(taken.catalog))
+    for positions in (everybody[:5], everybody):
+        current.get(model, taken, NOW_S).score(HERE, positions, taken.catalog, online, NOW_S)
+    computed: list[int] = []
+    of_candidates = ForestScoring.of_candidates
+
+    def noted(self, block):
+        computed.append(len(block))
+        return of_candidates(self, block)
+
+    monkeypatch.setattr(ForestScoring, "of_candidates", noted)
+    current.prepared(model, taken, NOW_S)
+    assert computed == []
+
+    counted = taken.with_changes(SnapshotChanges(performance={"p1": counters(1_000, 900)}))
+    current.prepared(model, counted, NOW_S)
+    assert computed == [1]
+
+
 @pytest.mark.parametrize(("max_age_s", "may_sleep"), [(5.0, True), (0.0, False)])
 def test_a_renewal_leaves_the_processor_to_requests_while_there_is_time(
     spec, taken, booster, max_age_s, may_sleep
@@ -306,7 +356,8 @@ def test_a_scorer_that_nobody_asked_is_not_renewed(spec, taken, booster):
 
 def test_a_scorer_of_another_model_can_be_made_ready_beforehand(spec, taken, booster):
     forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
-    old, new = Trees(spec, booster, forest), Trees(spec, booster, forest, version="m2")
+    other = Forest.from_xgboost(orjson.loads(booster[:10].save_raw("json")))
+    old, new = Trees(spec, booster, forest), Trees(spec, booster[:10], other, version="m2")
     current = CurrentScorer(max_age_s=5.0, max_bytes=1 << 20)
     online = OnlineFeatures(READER.read({}, 2, NOON), ())
     current.get(old, taken, NOW_S).score(HERE, np.array([1, 2]), taken.catalog, online, NOW_S)
@@ -317,6 +368,12 @@ def test_a_scorer_of_another_model_can_be_made_ready_beforehand(spec, taken, boo
 
     assert current.get(new, taken, NOW_S + 1) is prepared
     assert not len(prepared._contexts[HERE].missing(np.array([1, 2])))
+    np.testing.assert_array_equal(
+        prepared.score(HERE, np.array([1, 2]), taken.catalog, online, NOW_S + 1),
+        Scorer(new, taken, NOW_S + 1, 1 << 20).score(
+            HERE, np.array([1, 2]), taken.catalog, online, NOW_S + 1
+        ),
+    )
 
 
 def test_a_promotion_during_a_renewal_keeps_its_scorer(spec, taken, booster):

@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from hashlib import blake2b
 
+import numpy as np
+
 from app.domain.budget import TimeBudget
 from app.domain.errors import StoreUnavailable
 from app.domain.ports import Kept, Ranker, SlateStore
@@ -142,8 +144,9 @@ def slate_key(request: SuggestRequest, model_version: str, snapshot: Snapshot) -
 
 def _again(slate: Slate, request_id: str, catalog: Catalog, now: datetime) -> Slate | None:
     """The slate as the answer to another request; None if a proposition of it may not be shown any more."""
-    positions = catalog.positions_of([ranked.proposition_id for ranked in slate.propositions])
-    if (positions < 0).any() or not catalog.is_open(now.timestamp(), positions).all():
+    found = catalog.positions_of([ranked.proposition_id for ranked in slate.propositions])
+    positions = found.tolist()
+    if -1 in positions or np.count_nonzero(catalog.is_open(now.timestamp(), found)) < len(positions):
         return None
     return replace(
         slate,
@@ -151,6 +154,6 @@ def _again(slate: Slate, request_id: str, catalog: Catalog, now: datetime) -> Sl
         is_cached=True,
         propositions=tuple(
             RankedProposition(r.proposition_id, r.rank, r.score, r.sources, details)
-            for r, (_, details) in zip(slate.propositions, catalog.shown(positions.tolist()), strict=True)
+            for r, (_, details) in zip(slate.propositions, catalog.shown(positions), strict=True)
         ),
     )

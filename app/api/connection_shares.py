@@ -2,7 +2,7 @@
 
 import mmap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import gevent
 from gevent.select import select
@@ -14,6 +14,8 @@ SLOTS = 256
 TURN_S, PATIENCE_S = 0.001, 0.05
 # How many it accepts in one round of the event loop while it has fewest.
 _AT_ONCE = 100
+# As many connections as a worker that is strained seems to have more than it has.
+_STRAIN = 2
 
 
 class ConnectionCounts:
@@ -22,33 +24,45 @@ class ConnectionCounts:
     def __init__(self) -> None:
         # In the slot of a worker that takes part: one more than it has. Nobody else writes there while it lives.
         self._taken = memoryview(mmap.mmap(-1, 4 * SLOTS)).cast("i")
+        self._given_out: set[int] = set()
 
-    def share_of(self, number: int) -> "Share":
-        """What the worker with this number has. Numbers come again after `SLOTS` of them."""
-        return Share(self._taken, number % SLOTS)
+    def new_share(self, is_strained: Callable[[], bool] = lambda: False) -> "Share":
+        """For a worker that begins. To be asked, like `take_back`, by the process that forks them."""
+        slot = min(set(range(SLOTS)) - self._given_out)
+        self._given_out.add(slot)
+        return Share(self._taken, slot, is_strained)
+
+    def take_back(self, share: "Share") -> None:
+        """When its worker is gone."""
+        share.leave()
+        self._given_out.discard(share.slot)
 
 
 class Share:
-    """What one worker has of the connections. Until it joins, and when it has left, all others come first."""
+    """What one worker has of the connections. Until it joins, and when it has left, all others come first.
 
-    def __init__(self, taken: memoryview, slot: int) -> None:
-        self._taken, self._slot = taken, slot
+    One that is strained and gives a connection away counts as if it had some more: it should not get that back.
+    """
+
+    def __init__(self, taken: memoryview, slot: int, is_strained: Callable[[], bool]) -> None:
+        self._taken, self.slot = taken, slot
+        self._is_strained = is_strained
         self._count = 0
 
     def join(self) -> None:
-        self._taken[self._slot] = 1 + self._count
+        self._taken[self.slot] = 1 + self._count + (_STRAIN if self._is_strained() else 0)
 
     def leave(self) -> None:
-        self._taken[self._slot] = 0
+        self._taken[self.slot] = 0
 
     def add(self, connections: int) -> None:
         self._count += connections
-        if self._taken[self._slot]:
+        if self._taken[self.slot]:
             self.join()
 
     def with_fewer(self) -> Mapping[int, int]:
         """The slots of those who have fewer, and what stands there."""
-        ours = self._taken[self._slot] or float("inf")
+        ours = self._taken[self.slot] or float("inf")
         return {slot: theirs for slot, theirs in enumerate(self._taken) if 0 < theirs < ours}
 
 

@@ -66,7 +66,8 @@ def on_exit(server):
 
 
 def child_exit(server, worker):
+    from app.api.gunicorn_worker import CONNECTIONS
     from app.api.worker_metrics import retire
 
-    worker.connections.leave()
+    CONNECTIONS.take_back(worker.connections)
     retire(settings.metrics_dir, worker.pid)

@@ -23,7 +23,7 @@ _LEAVE_S = 0.2
 _STARTING_NICENESS = 10
 
 # All workers are forks of the process that imports this.
-_CONNECTIONS = ConnectionCounts()
+CONNECTIONS = ConnectionCounts()
 
 
 class Departure:
@@ -76,7 +76,7 @@ class Worker(ggevent.GeventWorker):
         self._idle: dict[gevent.Greenlet, gevent.Timeout] = {}
         self._under_way: set[Any] = set()
         self._drain_s = load_settings().shutdown_drain_s
-        self.connections = _CONNECTIONS.share_of(self.age)
+        self.connections = CONNECTIONS.new_share(lambda: Overload.is_strained())
 
     def load_wsgi(self) -> None:
         """Imports the application at a low priority first: the workers that serve need the processor more."""
@@ -90,14 +90,15 @@ class Worker(ggevent.GeventWorker):
 
     def run(self) -> None:
         SharingServer.share = self.connections
-        self.connections.join()
+        if not Departure.is_near:  # it may have been told to end while it started
+            self.connections.join()
         ggevent.StreamServer = SharingServer
         base_async.http.get_parser = lambda cfg, source, address: SheddingParser(cfg, source, address)
         super().run()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         Departure.is_near = True
-        self.connections.leave()
+        gevent.spawn(self.connections.leave)  # not in the middle of what this signal interrupts
         for request in self._under_way:
             request.force_close()
         gevent.spawn_later(self._drain_s, self._leave)

@@ -230,10 +230,14 @@ def try_model(settings: Settings, version: str) -> None:
 
 
 def _follow_rounds(rounds: Rounds) -> None:
-    """Tells when the event loop of this thread begins to work off what is ready, and when it waits again."""
+    """Tells when the event loop of this thread begins to work off what is ready, and when it waits again.
+
+    Between them lies what greenlets do that were woken by others, or only paused: that comes last, before the loop waits.
+    """
     loop = gevent.get_hub().loop
-    for watcher, action in ((loop.check(), rounds.begin), (loop.prepare(), rounds.end)):
-        watcher.priority = loop.MAXPRI
+    begins, ends = (loop.check(), loop.MAXPRI, rounds.begin), (loop.prepare(), loop.MINPRI, rounds.end)
+    for watcher, priority, action in (begins, ends):
+        watcher.priority = priority
         watcher.start(action)
         _WATCHERS.append(watcher)
 

@@ -114,16 +114,19 @@ class ModelRanker:
         budget.finish("features")
         self._wait_for_others(budget)
         self._scoring_time.require(budget.remaining_before_fallback_s)
-        before_s = budget.spent_s
+        began_s = budget.spent_s
         candidates = self._generator.find(snapshot, request, now, taste_of(spec, snapshot.catalog, online))
+        finding_s = budget.spent_s - began_s
         budget.finish("candidates")
         self._wait_for_others(budget)
+        self._scoring_time.require(budget.remaining_before_fallback_s)
+        began_s = budget.spent_s
         scores = self._breaker.call(
             lambda: scorer.score(
                 request.context_key, candidates.positions, snapshot.catalog, online, now.timestamp()
             )
         )
-        self._scoring_time.learn(budget.spent_s - before_s)
+        self._scoring_time.learn(finding_s + budget.spent_s - began_s)
         budget.finish("score")
         self._wait_for_others(budget)
         states = feature_states(spec, online)

@@ -223,7 +223,7 @@ class Scorer:
             self._affinity = other._affinity
         for context_key, theirs in list(other._contexts.items()):
             positions, idle_renewals = theirs.wanted()
-            key, parts = self._parts_of(context_key, len(positions))
+            key, parts = self._parts_of(context_key, len(positions) + PREPARED_AT_ONCE)
             for first in range(0, len(positions), PREPARED_AT_ONCE):
                 began_s = time.thread_time()
                 few = slice(first, first + PREPARED_AT_ONCE)

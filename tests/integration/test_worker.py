@@ -232,8 +232,8 @@ def test_workers_share_connections_out_evenly_also_after_one_has_died(tmp_path):
         os.kill(dead, signal.SIGKILL)
         wait_until(lambda: dead not in server.connections())
         server.wait_until_all_serve()
-        second = [server.connect() for _ in range(6)]
-        wait_until(lambda: sorted(server.connections().values()) == [5, 5])
+        second = [server.connect() for _ in range(10)]
+        wait_until(lambda: sorted(server.connections().values()) == [7, 7])
 
         for client in first + second:
             client.close()

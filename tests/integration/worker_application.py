@@ -6,11 +6,12 @@ from pathlib import Path
 
 from flask import Flask, request
 
-from app.api import gunicorn_worker
+from app.api import connection_shares, gunicorn_worker
 from app.api.gunicorn_worker import Departure
 from app.api.problems import register_error_handlers
 
 gunicorn_worker.BODY_TIMEOUT_S = 0.3
+connection_shares.PATIENCE_S = 3_600.0
 
 if "HOLD_UP" in os.environ:  # a folder: it starts no sooner than it is let
     held_up = Path(os.environ["HOLD_UP"])

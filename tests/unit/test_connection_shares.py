@@ -24,7 +24,7 @@ class Workers:
         self._listener.listen()
         self.address = self._listener.getsockname()
         counts = ConnectionCounts()
-        self.shares = [counts.share_of(number) for number in range(count)]
+        self.shares = [counts.new_share() for _ in range(count)]
         self.clients: list[set] = [set() for _ in range(count)]
         self.servers = [SharingServer(self._listener, handle=self._handler(n)) for n in range(count)]
         for server, share in zip(self.servers, self.shares, strict=True):
@@ -168,28 +168,48 @@ def test_a_server_that_is_stopped_while_it_leaves_a_connection_to_others_ends(en
 
 def test_processes_that_were_forked_see_each_others_counts():
     counts = ConnectionCounts()
-    ours = counts.share_of(1)
+    ours, theirs = counts.new_share(), counts.new_share()
     ours.join()
     ours.add(2)
     child = os.fork()
     if not child:
-        theirs = counts.share_of(2)
         theirs.join()
         theirs.add(1)
         os._exit(0)
     os.waitpid(child, 0)
 
-    assert ours.with_fewer() == {2: 2}
+    assert ours.with_fewer() == {theirs.slot: 2}
 
 
-def test_the_number_of_a_worker_may_grow_beyond_the_slots():
+def test_no_two_workers_have_the_same_slot_however_many_came_and_went():
     counts = ConnectionCounts()
-    one, other = counts.share_of(SLOTS + 1), counts.share_of(2 * SLOTS + 2)
-    one.join()
-    other.join()
-    other.add(1)
+    lasting = counts.new_share()
+    lasting.join()
+    for _ in range(2 * SLOTS):
+        passing = counts.new_share()
+        passing.join()
+        assert passing.slot != lasting.slot
+        counts.take_back(passing)
+        assert lasting.with_fewer() == {}
 
-    assert other.with_fewer() == {1: 1}
+    lasting.add(1)
+    assert lasting.with_fewer() == {}
+
+
+def test_a_strained_worker_does_not_get_back_what_it_gives_away():
+    counts, strain = ConnectionCounts(), [False, True]
+    calm, strained = (counts.new_share(lambda number=number: strain[number]) for number in range(2))
+    for share in (calm, strained):
+        share.join()
+        share.add(4)
+    strained.add(-1)
+    assert strained.with_fewer() and not calm.with_fewer()
+
+    calm.add(1)
+    strain[1] = False
+    strained.add(-1)
+
+    assert calm.with_fewer() and not strained.with_fewer()
 
 
 def test_a_worker_that_computes_in_between_accepts_all_that_came_meanwhile():

@@ -37,6 +37,7 @@ class Plan:
     closed_s: float
     closed_repeats: int
     cache_fill_s: float
+    cache_repeats: int
     open_s: float
     requests: int
     promotions: int
@@ -59,6 +60,7 @@ FULL = Plan(
     closed_s=2.0,
     closed_repeats=8,
     cache_fill_s=30.0,
+    cache_repeats=4,
     open_s=10.0,
     requests=100_000,
     promotions=20,
@@ -81,6 +83,7 @@ QUICK = Plan(
     closed_s=0.2,
     closed_repeats=2,
     cache_fill_s=0.2,
+    cache_repeats=2,
     open_s=0.3,
     requests=2_000,
     promotions=2,

@@ -1,5 +1,6 @@
 """The rows of the benchmark: all contenders on one world, turn by turn."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -8,8 +9,9 @@ from statistics import median
 import orjson
 
 from app.gameday.load import SEPARATOR, Outcome
+from app.serving.rounds import CALM_S
 from tests.benchmarks import bare_flask
-from tests.benchmarks.bench import MANY, Bench, Loaded
+from tests.benchmarks.bench import MANY, Bench, Loaded, Plan
 from tests.benchmarks.keys import write_requests
 from tests.benchmarks.load import MANY_CONNECTIONS, closed_loop, open_loop
 from tests.benchmarks.measure import Burst, Contender, burst, problem_of, warm_up
@@ -43,7 +45,7 @@ TITLES = {
 
 @dataclass
 class Row:
-    """What one contender did. `open_loops` by share of its own closed-loop throughput."""
+    """What one contender did. `open_loops` by share of its own closed-loop throughput just before."""
 
     title: str
     rps: float = 0.0
@@ -72,7 +74,7 @@ def measure_rows(bench: Bench) -> dict[str, Row]:
             summarize(rows[contender.name], contender)
         for share in LOADS:
             for contender in contenders:
-                _measure_open(rows[contender.name], contender, share, bench.plan.open_s)
+                _measure_open(rows[contender.name], contender, share, bench.plan)
         return rows
 
 
@@ -113,16 +115,17 @@ def _start(bench: Bench, loaded: Loaded, stack: ExitStack) -> list[Contender]:
 
 
 def _measure_cache(bench: Bench, contenders: Sequence[Contender], rows: dict[str, Row]) -> None:
-    """With and without the cache, turn by turn, after a time in which it has filled.
+    """With and without the cache, turn by turn, each time after as long as it takes to fill.
 
-    Each goes on in the mix where it was, so that nobody's requests come again before their time.
+    What is kept grows old while the other has its turn, which it does not in a service that goes on all the time. Each goes
+    on in the mix where it was, so that nobody's requests come again before their time.
     """
     plan = bench.plan
-    positions = {
-        contender.name: closed_loop(contender.service.port, contender.requests, plan.cache_fill_s).requests
-        for contender in contenders
-    }
-    for contender, _ in _turns(contenders, plan.closed_repeats):
+    positions = {contender.name: 0 for contender in contenders}
+    for contender, _ in _turns(contenders, plan.cache_repeats):
+        if contender.name == CACHED:
+            first, port = positions[CACHED], contender.service.port
+            positions[CACHED] += closed_loop(port, contender.requests, plan.cache_fill_s, first).requests
         measured = burst(contender, plan.closed_s, positions[contender.name])
         positions[contender.name] += measured.requests
         rows[contender.name].bursts.append(measured)
@@ -144,8 +147,11 @@ def summarize(row: Row, contender: Contender) -> None:
     note(row, f"{failed} requests of the closed loops failed" if failed else None)
 
 
-def _measure_open(row: Row, contender: Contender, share: float, seconds: float) -> None:
-    outcome = open_loop(contender.service.port, contender.requests, share * row.rps, seconds)
+def _measure_open(row: Row, contender: Contender, share: float, plan: Plan) -> None:
+    """At a share of what it can do now: some minutes ago the machine may have been a third faster."""
+    possible = burst(contender, 2 * plan.closed_s, plan.requests // 2).rps
+    time.sleep(CALM_S)
+    outcome = open_loop(contender.service.port, contender.requests, share * possible, plan.open_s)
     row.open_loops[f"{share:.0%}"] = outcome
     problem = problem_of(outcome, contender.has_levels)
     note(row, problem and f"at {share:.0%} load: {problem}")

@@ -11,7 +11,7 @@ from gevent.server import StreamServer
 # Four times as many as there may be workers, for those who come while others leave.
 SLOTS = 256
 # How often who left a connection to the others looks whether it was taken, and how long it leaves it to them at most.
-TURN_S, PATIENCE_S = 0.001, 0.05
+TURN_S, PATIENCE_S = 0.001, 0.01
 # How many it accepts in one round of the event loop while it has fewest.
 _AT_ONCE = 100
 # As many connections as a worker that is strained seems to have more than it has.
@@ -70,23 +70,28 @@ class SharingServer(StreamServer):
     """Leaves each connection to those who have fewer, if they come for it.
 
     When many clients connect at once, as after a deployment, the worker that is awake would take most of them, and with
-    them most of the load for as long as they stay. Of a worker that does not come in `PATIENCE_S`, because it hangs, nothing
-    more is expected until the number of its connections changes.
+    them most of the load for as long as they stay. When nobody came in `PATIENCE_S`, because the others hang or all of them are
+    busy, it makes up for the time that it waited: else clients would wait while workers look at each other.
     """
 
     share: Share
-    _hung: Mapping[int, int] = {}
+    _overdue = 0
 
     def start(self) -> None:
         self.max_accept = _AT_ONCE  # gunicorn lets a worker that has others beside it accept one
         super().start()
 
     def do_read(self) -> tuple | None:
-        if self._is_for_others():
+        if self._overdue:
+            self._overdue -= 1
+        elif self.share.with_fewer():
             self.stop_accepting()
             gevent.spawn(self._wait_for_others)
             return None
-        return super().do_read()
+        accepted = super().do_read()
+        if accepted is None:
+            self._overdue = 0
+        return accepted
 
     def do_handle(self, *args) -> None:
         self.share.add(1)
@@ -96,15 +101,15 @@ class SharingServer(StreamServer):
         self.share.add(-1)
         super().do_close(*args)
 
-    def _is_for_others(self) -> bool:
-        return any(self._hung.get(slot) != theirs for slot, theirs in self.share.with_fewer().items())
-
     def _wait_for_others(self) -> None:
-        last_s = time.monotonic() + PATIENCE_S
-        while self.started and self._is_for_others() and select([self.socket], [], [], 0)[0]:
-            if time.monotonic() > last_s:
-                self._hung = self.share.with_fewer()
-            else:
-                gevent.sleep(TURN_S)
+        began_s, waited_s = time.monotonic(), 0.0
+        while waited_s < PATIENCE_S and self.started and self.share.with_fewer() and self._has_pending():
+            gevent.sleep(TURN_S)
+            waited_s = time.monotonic() - began_s
+        if waited_s >= PATIENCE_S:
+            self._overdue = 1 + int(waited_s / TURN_S)
         if self.started:
             self.start_accepting()
+
+    def _has_pending(self) -> bool:
+        return bool(select([self.socket], [], [], 0)[0])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -189,7 +189,7 @@ def _show_what_a_click_changes(service: _Service, settings: Settings) -> None:
         f"$ curl -s {service.url}/suggest -H 'Authorization: Bearer {service.key}' "
         f"-H 'Content-Type: application/json' -d '{json.dumps(question)}'"
     )
-    before = service.ask("/suggest", question)
+    before = _ask_model_until(service, question, lambda slate: True, "the model did not rank")
     _show(before)
     clicked = before["propositions"][-1]
     features = _OnlineFeatures(settings, user_id, clicked)
@@ -208,7 +208,12 @@ def _show_what_a_click_changes(service: _Service, settings: Settings) -> None:
     _say(f"POST /log_event: the user sees, clicks and takes number {clicked['rank']}, {clicked['title']!r}")
     sent = time.monotonic()
     service.ask("/log_event", {"events": events})
-    after = _ask_until_different(service, question, before)
+    after = _ask_model_until(
+        service,
+        question,
+        lambda slate: _order(slate) != _order(before),
+        "the model's slate did not change after the click",
+    )
     _say(f"POST /suggest again, {time.monotonic() - sent:.2f} s after the click was stored")
     _show(after)
     _say("what changed")
@@ -265,17 +270,18 @@ def _changed(before: Mapping[str, float], after: Mapping[str, float]) -> Iterato
             yield f"{name}: {before.get(name, 0.0):.2f} -> {value:.2f}"
 
 
-def _ask_until_different(
-    service: _Service, question: Mapping[str, Any], before: Mapping[str, Any]
+def _ask_model_until(
+    service: _Service, question: Mapping[str, Any], is_so: Callable[[Mapping[str, Any]], bool], failure: str
 ) -> dict[str, Any]:
+    """The first slate that the model ranked and of which `is_so` holds."""
     deadline = time.monotonic() + SEEN_TIMEOUT_S
     while time.monotonic() < deadline:
-        after = service.ask("/suggest", question)
+        slate = service.ask("/suggest", question)
         # A machine that is busy with something else may answer by the rules for a moment.
-        if after["strategy"] == "model" and _order(after) != _order(before):
-            return after
+        if slate["strategy"] == "model" and is_so(slate):
+            return slate
         time.sleep(0.05)
-    raise DemoFailed(f"the model's slate did not change within {SEEN_TIMEOUT_S:g} s after the click")
+    raise DemoFailed(f"{failure} within {SEEN_TIMEOUT_S:g} s")
 
 
 def _order(slate: Mapping[str, Any]) -> list[str]:

@@ -142,15 +142,6 @@ def build_ranking(
         if model_breaker.state != "closed":
             run_aside(try_scoring)
 
-    rounds = Rounds(QUEUE_SHARE * deadline_s, STANDING_SHARE * deadline_s)
-    has_event_loop = monkey.is_module_patched("socket")
-    if has_event_loop:
-        _follow_rounds(rounds)
-
-    def pause() -> None:
-        if has_event_loop and not rounds.is_long:
-            gevent.sleep(0)
-
     generator = CandidateGenerator(settings.candidate_budget)
     by_model: Ranker = ModelRanker(
         lambda: model.current,
@@ -161,7 +152,6 @@ def build_ranking(
         FeatureSampling(settings.decision_features_share, random.random),
         model_breaker,
         metrics.features_read,
-        pause,
     )
     repeated = {
         snapshot.refresh: settings.snapshot_refresh_s,
@@ -186,6 +176,10 @@ def build_ranking(
         DefaultRanker(_default_catalog(settings), current_snapshot),
         metrics.fell_back,
     )
+    rounds = Rounds(QUEUE_SHARE * deadline_s, STANDING_SHARE * deadline_s)
+    has_event_loop = monkey.is_module_patched("socket")
+    if has_event_loop:
+        _follow_rounds(rounds)
     turns = TakingTurns(
         Fallback(by_model, without_model, metrics.fell_back),
         BoundedSemaphore(RANKINGS_AT_ONCE),
@@ -230,14 +224,10 @@ def try_model(settings: Settings, version: str) -> None:
 
 
 def _follow_rounds(rounds: Rounds) -> None:
-    """Tells when the event loop of this thread begins to work off what is ready, and when it waits again.
-
-    Between them lies what greenlets do that were woken by others, or only paused: that comes last, before the loop waits.
-    """
+    """Tells when the event loop of this thread begins to work off what is ready, and when it waits again."""
     loop = gevent.get_hub().loop
-    begins, ends = (loop.check(), loop.MAXPRI, rounds.begin), (loop.prepare(), loop.MINPRI, rounds.end)
-    for watcher, priority, action in (begins, ends):
-        watcher.priority = priority
+    for watcher, action in ((loop.check(), rounds.begin), (loop.prepare(), rounds.end)):
+        watcher.priority = loop.MAXPRI
         watcher.start(action)
         _WATCHERS.append(watcher)
 

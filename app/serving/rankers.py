@@ -74,8 +74,7 @@ class ModelRanker:
     """Scores candidates with the active model and online features.
 
     `breaker` watches the scoring. While it is open nothing is read either. `on_read` is told the rows of each request, by
-    view. `pause` lets other requests come as far: what several of them compute one after the other finds
-    the processor's caches warm.
+    view.
     """
 
     def __init__(
@@ -88,7 +87,6 @@ class ModelRanker:
         sampling: FeatureSampling = NO_SAMPLING,
         breaker: Breaker = UNGUARDED,
         on_read: Callable[[Mapping[str, OnlineRows]], None] = lambda rows: None,
-        pause: Callable[[], None] = lambda: None,
     ) -> None:
         self._current_model = current_model
         self._current_snapshot = current_snapshot
@@ -98,7 +96,6 @@ class ModelRanker:
         self._sampling = sampling
         self._breaker = breaker
         self._on_read = on_read
-        self._pause = pause
         self._scoring_time = TypicalTime()
 
     def rank(self, request: SuggestRequest, request_id: str, now: datetime, budget: TimeBudget) -> Slate:
@@ -112,23 +109,17 @@ class ModelRanker:
         online = read_online(self._reader, spec, snapshot, request, now, timeout_s)
         self._on_read(online.rows)
         budget.finish("features")
-        self._wait_for_others(budget)
         self._scoring_time.require(budget.remaining_before_fallback_s)
-        began_s = budget.spent_s
+        before_s = budget.spent_s
         candidates = self._generator.find(snapshot, request, now, taste_of(spec, snapshot.catalog, online))
-        finding_s = budget.spent_s - began_s
         budget.finish("candidates")
-        self._wait_for_others(budget)
-        self._scoring_time.require(budget.remaining_before_fallback_s)
-        began_s = budget.spent_s
         scores = self._breaker.call(
             lambda: scorer.score(
                 request.context_key, candidates.positions, snapshot.catalog, online, now.timestamp()
             )
         )
-        self._scoring_time.learn(finding_s + budget.spent_s - began_s)
+        self._scoring_time.learn(budget.spent_s - before_s)
         budget.finish("score")
-        self._wait_for_others(budget)
         states = feature_states(spec, online)
         is_full = set(states.values()) <= {FeatureState.FRESH, FeatureState.DEFAULT}
         ranked = best(snapshot.catalog, candidates, scores, request.limit)
@@ -146,10 +137,6 @@ class ModelRanker:
             candidate_count=len(candidates),
         )
         return self._sampling.mark(slate, request, scorer, snapshot.catalog, online)
-
-    def _wait_for_others(self, budget: TimeBudget) -> None:
-        self._pause()
-        budget.finish("turn")
 
 
 class RulesRanker:

@@ -52,11 +52,6 @@ class Rounds:
         if took_s > self._longest_round_s:
             self._longest_round_s = took_s
 
-    @property
-    def is_long(self) -> bool:
-        """True if whoever waits for the next round waits for long."""
-        return self._clock() - self._began_at_s > self._standing_s
-
     def take_longest_s(self) -> float:
         """The longest round since this was asked last: so late its last request was handled."""
         longest_s, self._longest_round_s = self._longest_round_s, 0.0

@@ -1,6 +1,5 @@
 from datetime import timedelta
 
-import gevent
 import numpy as np
 import pytest
 
@@ -90,7 +89,7 @@ class FakeModel:
         return matrix[:, self._column]
 
 
-def rankers(model, current=POPULAR, reader=None, budget=100, pause=lambda: None):
+def rankers(model, current=POPULAR, reader=None, budget=100):
     generator = CandidateGenerator(budget)
     rules = RulesRanker(lambda: current, generator, WEIGHTS)
     by_model = ModelRanker(
@@ -99,7 +98,6 @@ def rankers(model, current=POPULAR, reader=None, budget=100, pause=lambda: None)
         reader or FakeReader({"u1", request().context_key}),
         generator,
         CurrentScorer(max_age_s=5.0, max_bytes=1 << 20),
-        pause=pause,
     )
     default = DefaultRanker(Catalog.of([proposition("default")]), lambda: current)
     return Fallback(by_model, Fallback(rules, default, lambda reason: None), lambda reason: None)
@@ -119,36 +117,6 @@ def test_the_model_ranks_with_fresh_features_at_level_0(spec):
         "m1",
     )
     assert slate.feature_states["user"] is FeatureState.FRESH
-
-
-def test_requests_under_way_go_through_the_stages_together(spec):
-    order: list[str] = []
-
-    class Reader(FakeReader):
-        def read(self, *args):
-            order.append("read")
-            return super().read(*args)
-
-    class Model(FakeModel):
-        def score(self, matrix):
-            order.append("score")
-            return super().score(matrix)
-
-    ranker = rankers(Model(spec), reader=Reader({"u1", request().context_key}), pause=lambda: gevent.sleep(0))
-    under_way = [gevent.spawn(ranker.rank, request(), f"r{n}", NOON, plenty()) for n in range(3)]
-    gevent.joinall(under_way, timeout=5, raise_error=True)
-
-    assert order == ["read"] * 3 + ["score"] * 3
-
-
-def test_what_a_request_waits_for_others_counts_as_waiting_for_its_turn(spec):
-    passed_s = [0.0]
-    budget = TimeBudget(60.0, lambda: sum(passed_s))
-    ranker = rankers(FakeModel(spec), pause=lambda: passed_s.append(1.0))
-
-    ranker.rank(request(), "r1", NOON, budget)
-
-    assert budget.stages_s == {"features": 0.0, "turn": 3.0, "candidates": 0.0, "score": 0.0, "policy": 0.0}
 
 
 @pytest.mark.parametrize("state", [FeatureState.STALE, FeatureState.MISSING])

@@ -1,11 +1,7 @@
 """What is handled late in a round of the event loop has waited since the round began."""
 
-from itertools import pairwise
-
-import gevent
 import pytest
 
-from app.bootstrap import ranking
 from app.serving.rounds import BURST_S, CALM_S, Rounds
 
 LONGEST_S, STANDING_S = 0.04, 0.01
@@ -118,44 +114,3 @@ def test_once_it_was_overrun_it_stays_strained_for_a_while(rounds, clock, length
     rounds.begin()
 
     assert rounds.is_strained is is_strained
-
-
-def test_a_round_is_long_once_it_has_lasted_as_a_standing_queue_makes_it(rounds, clock):
-    rounds.begin()
-    clock.now_s += STANDING_S - 0.001
-    assert not rounds.is_long
-
-    clock.now_s += 0.002
-
-    assert rounds.is_long
-
-
-def test_what_greenlets_do_after_a_pause_belongs_to_a_round(monkeypatch):
-    order: list[str] = []
-
-    class Noted:
-        def begin(self) -> None:
-            order.append("begin")
-
-        def end(self) -> None:
-            order.append("end")
-
-    def work() -> None:
-        for _ in range(3):
-            order.append("work")
-            gevent.sleep(0)
-
-    watchers: list = []
-    monkeypatch.setattr(ranking, "_WATCHERS", watchers)
-    ranking._follow_rounds(Noted())
-    try:
-        gevent.sleep(0.001)  # it has begun to look
-        gevent.joinall([gevent.spawn(work) for _ in range(2)], timeout=5, raise_error=True)
-        gevent.sleep(0.001)
-    finally:
-        for watcher in watchers:
-            watcher.stop()
-            watcher.close()
-
-    assert order.count("work") == 6
-    assert {after for before, after in pairwise(order) if before == "end"} == {"begin"}

@@ -2,7 +2,7 @@
 
 import mmap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import gevent
 from gevent.select import select
@@ -60,10 +60,9 @@ class Share:
         if self._taken[self.slot]:
             self.join()
 
-    def with_fewer(self) -> Mapping[int, int]:
-        """The slots of those who have fewer, and what stands there."""
+    def have_others_fewer(self) -> bool:
         ours = self._taken[self.slot] or float("inf")
-        return {slot: theirs for slot, theirs in enumerate(self._taken) if 0 < theirs < ours}
+        return any(0 < theirs < ours for theirs in self._taken)
 
 
 class SharingServer(StreamServer):
@@ -84,7 +83,7 @@ class SharingServer(StreamServer):
     def do_read(self) -> tuple | None:
         if self._overdue:
             self._overdue -= 1
-        elif self.share.with_fewer():
+        elif self.share.have_others_fewer():
             self.stop_accepting()
             gevent.spawn(self._wait_for_others)
             return None
@@ -103,7 +102,9 @@ class SharingServer(StreamServer):
 
     def _wait_for_others(self) -> None:
         began_s, waited_s = time.monotonic(), 0.0
-        while waited_s < PATIENCE_S and self.started and self.share.with_fewer() and self._has_pending():
+        while (
+            waited_s < PATIENCE_S and self.started and self.share.have_others_fewer() and self._has_pending()
+        ):
             gevent.sleep(TURN_S)
             waited_s = time.monotonic() - began_s
         if waited_s >= PATIENCE_S:

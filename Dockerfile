@@ -2,10 +2,15 @@
 ARG PYTHON=python:3.11.14-slim-bookworm
 
 FROM ${PYTHON} AS build
+# Compiles the loops of a request; what serves has no compiler.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 ARG EXTRAS=
 WORKDIR /source
 COPY . .
 RUN helm/image/build /opt/propositions "${EXTRAS}"
+RUN /opt/propositions/bin/python -c "import app.features.compiled, app.adapters.compiled_layout"
 
 FROM ${PYTHON}
 COPY --from=build /opt/propositions /opt/propositions

@@ -1,6 +1,10 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+# What an installation consists of: the packages that it needs, and what is compiled.
+DECLARED := setup.cfg setup.py constraints.txt $(shell find app -name '*.pyx')
+# Taken away before it is made: what could not be compiled must not be what was compiled of something older.
+COMPILED := $(shell find app -name '*.pyx' | sed 's/pyx$$/*so/; p; s/\*so$$/c/')
 # E501: the formatter wraps code, and what it cannot wrap is text. B008: typer's defaults are calls.
 # PT018: two facts about one thing may be one assertion.
 # S (bandit's rules), with reasons: S608 SQL is put together from names of this project's own tables and columns, values are
@@ -92,20 +96,23 @@ profile: $(VENV)/.bench
 	$(BIN)/python -m tests.benchmarks.profile $(if $(QUICK),--quick)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .hypothesis .ruff_cache $(COMPILED)
 
 # A stamp per set of extras: what is installed is installed again only when its declaration changes.
-$(VENV)/.demo: setup.cfg setup.py constraints.txt
+$(VENV)/.demo: $(DECLARED)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f $(COMPILED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,training]'
 	touch $@
 
-$(VENV)/.dev: setup.cfg setup.py constraints.txt
+$(VENV)/.dev: $(DECLARED)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f $(COMPILED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,training,dev]'
 	touch $@
 
-$(VENV)/.bench: setup.cfg setup.py constraints.txt
+$(VENV)/.bench: $(DECLARED)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	rm -f $(COMPILED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,training,bench]'
 	touch $@

@@ -12,6 +12,11 @@ from typing import Any
 import mmh3
 import numpy as np
 
+try:
+    from app.adapters import compiled_layout
+except ImportError:
+    compiled_layout = None
+
 _STRING_TYPE = 2  # Feast's ValueType.STRING
 _DOUBLE = struct.Struct("<d")
 _FLOAT = struct.Struct("<f")
@@ -39,6 +44,8 @@ def decode_timestamp(serialized: bytes) -> int:
     Raises:
         ValueError: these bytes are no timestamp.
     """
+    if compiled_layout is not None:
+        return compiled_layout.decode_timestamp(serialized)
     seconds = nanos = position = 0
     while position < len(serialized):
         tag = serialized[position]
@@ -190,6 +197,9 @@ _any_texts = _list(_BYTES, bytes.decode)
 
 def _texts(message: bytes) -> tuple[str, ...]:
     """As `_any_texts`, without the generality for texts shorter than 128 bytes, as ids are."""
+    if compiled_layout is not None:
+        found = compiled_layout.texts(message)
+        return _any_texts(message) if found is None else found
     values, position, end = [], 0, len(message)
     while position < end - 1:
         begin = position + 2

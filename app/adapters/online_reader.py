@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from app.adapters import feast_layout
 from app.adapters.feast_layout import (
     decode_timestamp,
     decode_value,
@@ -181,6 +182,11 @@ class _View:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Counts (n, event types, half-lives) and their times (n,): the stored bytes, put side by side."""
         opening, nothing = _counter_bytes(half_life_count)
+        if (compiled := feast_layout.compiled_layout) is not None:
+            counts = np.empty((len(replies), len(COUNTER_FIELDS), half_life_count))
+            as_of_s = np.empty(len(replies))
+            if compiled.counters(replies, fresh, self._counters, self._as_of, opening, counts, as_of_s):
+                return counts, as_of_s
         length = len(opening) + 8 * half_life_count
         rows = [nothing] * len(replies)
         for row in fresh:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from importlib import import_module
 from typing import Any
 
 import gevent
@@ -53,6 +54,9 @@ from app.serving.suggest import Suggest
 from app.settings import Settings, load_settings
 
 log = logging.getLogger(__name__)
+
+# What may be missing in an installation; see setup.py.
+COMPILED = ("app.features.compiled", "app.adapters.compiled_layout")
 
 # So many outages in a row keep everybody from PostgreSQL, or events from PostgreSQL or Kafka, for so long; then one
 # tries again.
@@ -238,6 +242,17 @@ def _health_check(
     return check
 
 
+def warn_unless_compiled() -> None:
+    for module in COMPILED:
+        try:
+            import_module(module)
+        except ImportError as error:
+            log.warning(
+                "%s: fewer requests are answered without it. With a C compiler and Python's headers, install this package anew",
+                error,
+            )
+
+
 def _finish_erasures(forget_user: ForgetUser) -> None:
     try:
         forget_user.finish(datetime.now(UTC))
@@ -249,6 +264,7 @@ def web() -> Flask:
     """The application of one gunicorn worker. Call it after the fork."""
     settings = load_settings()
     configure_logging(settings.log_level, "web")
+    warn_unless_compiled()
     gevent.get_hub().print_exception = lambda context, *ended: log_the_end(*ended)
     wait_cooperatively(settings.database_timeout_ms / 1_000)
     started_s = time.time()

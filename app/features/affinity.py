@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app.features import kernels
 from app.features.columns import RaggedColumn
 
 PAIR_COLUMNS = ("trait_affinity", "likeness")
@@ -126,6 +127,8 @@ class Affinity:
         self._ranks = np.empty((row_count, len(self._numbers)), np.float32)
         self._half_squares = np.empty(row_count, np.float32)
         self._is_ranked = np.zeros(row_count, bool)
+        # Of the compiled comparison, which leaves it as it was.
+        self._numbers_of_codes = np.full(traits.code_count, -1, np.int32)
 
     def columns(self, history: History, rows: np.ndarray) -> np.ndarray:
         """The pair columns, float32 (n, 2) in the order of PAIR_COLUMNS, of candidates at `rows` int64 (n,).
@@ -142,11 +145,39 @@ class Affinity:
         columns = np.zeros((len(rows), len(PAIR_COLUMNS)), np.float32)
         places = (rows >= 0).nonzero()[0]
         if len(known):
-            seen_and_candidates = np.concatenate([known.rows, rows[places]])
-            comparison = _Comparison(self.traits, seen_and_candidates, len(known))
-            columns[places, 0] = _trait_affinity(known, rate, comparison)
+            seen_and_candidates = np.concatenate([known.rows, rows[places]], dtype=np.int64)
             nearness = self._nearness(seen_and_candidates, len(known))
-            columns[places, 1] = _likeness(known, rate, comparison, nearness)
+            compare = self._compared if kernels.compiled is None else self._compared_by_compiled
+            columns[places] = compare(known, rate, seen_and_candidates, nearness)
+        return columns
+
+    def _compared(self, history: History, rate: float, rows: np.ndarray, nearness: np.ndarray) -> np.ndarray:
+        """The pair columns (n, 2) of the last n of `rows` int64 (h + n,), the first h of which are those of the history."""
+        comparison = _Comparison(self.traits, rows, len(history))
+        of_traits = _trait_affinity(history, rate, comparison)
+        return np.column_stack([of_traits, _likeness(history, rate, comparison, nearness)])
+
+    def _compared_by_compiled(
+        self, history: History, rate: float, rows: np.ndarray, nearness: np.ndarray
+    ) -> np.ndarray:
+        columns = np.empty((len(rows) - len(history), len(PAIR_COLUMNS)), np.float32)
+        codes = self.traits.codes
+        kernels.compiled.pair_columns(
+            codes.blocks,
+            codes.starts,
+            codes.lengths,
+            self._numbers_of_codes,
+            rows,
+            np.asarray(history.impressions, np.float64),
+            np.asarray(history.clicks, np.float64),
+            nearness,
+            rate,
+            TRAIT_STRENGTH,
+            NOISE,
+            _SMALLEST,
+            LIKENESS_STEPS,
+            columns,
+        )
         return columns
 
     def _nearness(self, rows: np.ndarray, seen_count: int) -> np.ndarray:
@@ -156,6 +187,20 @@ class Affinity:
         """
         if not self._numbers:
             return np.zeros((len(rows), seen_count), np.float32)
+        if kernels.compiled is not None:
+            nearness = np.empty((len(rows), seen_count), np.float32)
+            arrays = (
+                self._ranks,
+                self._half_squares,
+                self._is_ranked.view(np.uint8),
+                rows,
+                _LOG_NUMBER_WEIGHT,
+                nearness,
+            )
+            if not kernels.compiled.exponents(*arrays):
+                self._rank(rows[~self._is_ranked[rows]])
+                kernels.compiled.exponents(*arrays)
+            return np.exp(nearness, out=nearness)
         self._rank(rows[~self._is_ranked[rows]])
         ranks, half_squares = self._ranks[rows], self._half_squares[rows]
         nearness = ranks @ ranks[:seen_count].T

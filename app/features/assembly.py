@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from app.domain.types import EventType
+from app.features import kernels
 from app.features.affinity import PAIR_COLUMNS, Affinity, Traits, learn_ranks
 from app.features.fold import EVENT_ROW, decay_to
 from app.features.rates import learn_prior_strength, pooled_rate, smoothed_rate
@@ -176,6 +177,21 @@ class MatrixSpec:
         """Volume and click rate for every half-life, rarer rates for the longest only, the click rate's trend, time since."""
         half_life_count = len(self.half_lives_s)
         last = 2 * half_life_count
+        if kernels.compiled is not None:
+            rates = np.empty((len(rows), len(RATES), half_life_count))
+            kernels.compiled.counter_columns(
+                rows.counts,
+                rows.as_of_s,
+                np.ascontiguousarray(now_s, np.float64).reshape(-1),
+                self._half_lives,
+                self._base_rates if prior_rates is None else prior_rates,
+                self._strengths[view.name],
+                _TRIALS.start,
+                _SUCCESSES.start,
+                block,
+                rates,
+            )
+            return rates, last + len(RATES) + 1
         counts = decay_to(rows.counts, rows.as_of_s, now_s, self._half_lives)
         rates = self._smoothed(view, counts, prior_rates)
         block[:, 0:last:2] = np.log1p(counts[:, _TRIALS.start, :])
@@ -196,7 +212,7 @@ class MatrixSpec:
             counts[:, _SUCCESSES, :],
             counts[:, _TRIALS, :],
             self._base_rates if prior_rates is None else prior_rates,
-            self._strengths[view.name],
+            self._strengths[view.name][:, None],
         )
 
     @cached_property
@@ -209,12 +225,14 @@ class MatrixSpec:
 
     @cached_property
     def _base_rates(self) -> np.ndarray:
-        return np.array([self.base_rates[name] for name, _ in RATES])[:, None]
+        """(1, rates, half-lives)."""
+        rates = np.array([self.base_rates[name] for name, _ in RATES], np.float64)
+        return np.tile(rates[None, :, None], (1, 1, len(self.half_lives_s)))
 
     @cached_property
     def _strengths(self) -> Mapping[str, np.ndarray]:
         return {
-            view: np.array([strengths[name] for name, _ in RATES])[:, None]
+            view: np.array([strengths[name] for name, _ in RATES], np.float64)
             for view, strengths in self.prior_strengths.items()
         }
 

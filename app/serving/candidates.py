@@ -10,6 +10,7 @@ import numpy as np
 
 from app.domain.errors import PropositionsError
 from app.domain.types import SuggestRequest
+from app.features import kernels
 from app.features.snapshot import Snapshot
 
 
@@ -119,17 +120,12 @@ class CandidateGenerator:
     def _from_sources(
         self, snapshot: Snapshot, request: SuggestRequest, now: datetime, taste: Taste
     ) -> Candidates:
-        positions, bits = _tagged_with_sources(_proposals(snapshot, request, taste, self._budget))
-        # Each proposition once, where the first source that proposes it put it, with the bits of all.
-        numbers = np.arange(len(positions))
-        first_of = self._scratch(len(snapshot.catalog))
-        first_of[positions[::-1]] = numbers[::-1]
-        first = first_of[positions]
-        all_bits = np.zeros(len(positions), np.uint8)
-        np.bitwise_or.at(all_bits, first, bits)
-        distinct = positions[first == numbers]
+        sources, lists = zip(*_proposals(snapshot, request, taste, self._budget), strict=True)
+        bits = np.array([_BITS[source] for source in sources], np.uint8)
+        places = self._scratch(len(snapshot.catalog))
+        distinct, bits = (_union if kernels.compiled is None else _compiled_union)(lists, bits, places)
         kept = snapshot.catalog.eligible(request, now, distinct)[: self._budget]
-        return Candidates(kept, all_bits[first_of[kept]])
+        return Candidates(kept, bits[places[kept]])
 
     def _scratch(self, size: int) -> np.ndarray:
         """An array to write positions' numbers into. What it holds means nothing in the next request."""
@@ -162,9 +158,27 @@ def _wanted_categories(snapshot: Snapshot, request: SuggestRequest) -> list[int]
     return [n for n, name in enumerate(snapshot.catalog.category_names) if name in names] if names else []
 
 
-def _tagged_with_sources(
-    proposals: Iterator[tuple[Source, np.ndarray]],
+def _union(
+    lists: Sequence[np.ndarray], bits: np.ndarray, places: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    sources, lists = zip(*proposals, strict=True)
-    bits = np.repeat(np.array([_BITS[s] for s in sources], np.uint8), [len(p) for p in lists])
-    return np.concatenate(lists).astype(np.int64), bits
+    """Each position once, int64 (n,), where the first list that has it put it, and joined the bits of all that have it.
+
+    Where it is among them is written into `places`, intp, at the position.
+    """
+    positions = np.concatenate(lists).astype(np.int64)
+    numbers = np.arange(len(positions))
+    places[positions[::-1]] = numbers[::-1]
+    distinct = positions[places[positions] == numbers]
+    places[distinct] = numbers[: len(distinct)]
+    joined = np.zeros(len(distinct), np.uint8)
+    np.bitwise_or.at(joined, places[positions], bits.repeat([len(some) for some in lists]))
+    return distinct, joined
+
+
+def _compiled_union(
+    lists: Sequence[np.ndarray], bits: np.ndarray, places: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    room = sum(map(len, lists))
+    positions, joined = np.empty(room, np.int64), np.empty(room, np.uint8)
+    count = kernels.compiled.union(list(lists), bits, places, positions, joined)
+    return positions[:count], joined[:count]

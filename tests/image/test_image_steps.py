@@ -39,10 +39,13 @@ def image() -> Iterator[Path]:
     folder.chmod(0o755)
     source, target = folder / "source", folder / "opt"
     source.mkdir()
+    made_here = shutil.ignore_patterns("__pycache__", "*.c", "*.so")
     for name in re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE):
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         (source / name).parent.mkdir(exist_ok=True)
-        copy(ROOT / name, source / name)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=made_here)
+        else:
+            shutil.copy(ROOT / name, source / name)
     environment = {**os.environ, "PYTHON": str(_interpreter(folder / "python"))}
     subprocess.run([source / "helm/image/build", target], env=environment, check=True)
     shutil.rmtree(source)
@@ -102,6 +105,13 @@ class Container:
 @pytest.fixture
 def container(image, empty_database) -> Container:
     return Container(image, empty_database)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed, which the image is built with")
+def test_the_loops_of_a_request_are_compiled(image):
+    compiled = {path.name.partition(".")[0] for path in image.glob("lib/python3.*/site-packages/app/*/*.so")}
+
+    assert compiled == {"compiled", "compiled_layout"}
 
 
 def test_from_an_empty_database_to_a_slate_as_nobody_on_a_read_only_system(container):

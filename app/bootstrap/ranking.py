@@ -31,10 +31,10 @@ from app.features.snapshot import Snapshot
 from app.serving.audit import FeatureSampling
 from app.serving.cache import CachedRanker
 from app.serving.candidates import CandidateGenerator
+from app.serving.current_scorer import CurrentScorer
 from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, Relieved, RulesRanker
 from app.serving.refresh import LiveModel, LiveSnapshot
 from app.serving.rounds import Rounds
-from app.serving.scoring import CurrentScorer
 from app.serving.trial import require_fast
 from app.serving.turns import TakingTurns
 from app.settings import Settings

@@ -24,8 +24,8 @@ from app.features.schema import EntityName
 from app.features.snapshot import Snapshot
 from app.serving.audit import NO_SAMPLING, FeatureSampling
 from app.serving.candidates import CandidateGenerator, Candidates, Source, sources_in
+from app.serving.current_scorer import CurrentScorer
 from app.serving.online import feature_states, read_online, taste_of
-from app.serving.scoring import CurrentScorer
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from app.domain.types import DegradationLevel, FeatureState, Strategy
 from app.features.catalog import Catalog
 from app.features.snapshot import empty_snapshot
 from app.serving.candidates import CandidateGenerator
+from app.serving.current_scorer import CurrentScorer
 from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, Relieved, RulesRanker
-from app.serving.scoring import CurrentScorer
 from tests.builders import HOUR_S, NOON, proposition, request
 from tests.unit.test_ranking import HALF_LIVES, POPULAR, FakeModel, FakeReader, plenty, shown
 

@@ -13,9 +13,9 @@ from app.features.ports import OnlineRows
 from app.features.rows import rows_from_records
 from app.features.snapshot import SnapshotChanges, empty_snapshot
 from app.serving.candidates import CandidateGenerator, Candidates, Source
+from app.serving.current_scorer import CurrentScorer
 from app.serving.decisions import DecisionQueue
 from app.serving.rankers import DefaultRanker, Fallback, ModelRanker, RulesRanker, best
-from app.serving.scoring import CurrentScorer
 from app.serving.suggest import Suggest
 from tests.builders import HOUR_S, NOON, proposition, request
 

@@ -16,16 +16,10 @@ from app.features.rows import rows_from_records
 from app.features.schema import EntityName, FieldKind, FieldSchema, ViewSchema
 from app.features.snapshot import SnapshotChanges
 from app.serving import kept_parts
+from app.serving.current_scorer import QUIET_FACTOR, CurrentScorer
 from app.serving.kept_parts import MAX_IDLE_RENEWALS
 from app.serving.online import OnlineFeatures, read_online
-from app.serving.scoring import (
-    QUIET_FACTOR,
-    CurrentScorer,
-    ForestScoring,
-    Scorer,
-    candidate_rows,
-    history_of,
-)
+from app.serving.scoring import ForestScoring, Scorer, candidate_rows, history_of
 from tests.builders import NOON, proposition, request
 from tests.unit.test_ranking import FakeReader, counters, snapshot
 

@@ -47,7 +47,7 @@ keepalive = 75
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108  (gunicorn unlinks its file at once)
 # All instances of a user would share one control socket.
 control_socket_disable = True
-# The application writes one JSON line per request itself.
+logger_class = "app.api.gunicorn_log.GunicornLog"
 accesslog = None
 errorlog = "-"
 

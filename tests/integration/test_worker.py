@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http.client import HTTPConnection, HTTPException
 
 import psutil
@@ -240,3 +242,15 @@ def test_workers_share_connections_out_evenly_also_after_one_has_died(tmp_path):
     finally:
         server.process.kill()
         server.process.wait()
+
+
+def test_answers_say_at_what_second_they_were_given(gunicorn):
+    def date() -> datetime:
+        with closing(HTTPConnection("127.0.0.1", gunicorn.port, timeout=TIMEOUT_S)) as connection:
+            connection.request("GET", "/pid")
+            return parsedate_to_datetime(connection.getresponse().headers["Date"])
+
+    first = date()
+
+    assert abs((first - datetime.now(UTC)).total_seconds()) < TIMEOUT_S
+    wait_until(lambda: date() > first)

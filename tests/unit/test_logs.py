@@ -3,11 +3,14 @@
 import json
 import logging
 import random
+import runpy
 from datetime import UTC
 
 import pytest
 from flask import g
 from flask_openapi import OpenAPI
+from gunicorn.config import Config
+from gunicorn.util import load_class
 
 from app.api.logs import EcsFormatter
 from app.api.problems import register_error_handlers
@@ -225,3 +228,11 @@ def test_an_outage_fills_no_disk_and_every_request_of_it_is_counted():
     ]
     assert counts == [(0, 1)] * 2 + [(1, 1)] * 3 + [(1, 7)] + [(3, 1)] * 3
     assert sum(line["transaction"]["representative_count"] for line in told) == 2 * 15
+
+
+def test_gunicorn_puts_no_line_of_a_request_together(monkeypatch):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")  # which the configuration sets for its process
+    configuration = runpy.run_module("app.api.gunicorn_conf")
+    log = load_class(configuration["logger_class"])(Config())
+
+    log.access(resp=None, req=None, environ=None, request_time=None)  # it looks at none of them

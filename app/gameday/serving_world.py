@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -105,19 +105,26 @@ class Load:
     _readers: list[SeriesReader] = field(default_factory=list)
 
     def capacity(self, seconds: float) -> float:
-        """Slates at level 0 per second, asked for one after the other over a few connections."""
-        process = self._start(CLOSED_CONNECTIONS, seconds, "--first=0")
+        """Slates at level 0 per second, asked for one after the other over a few connections.
+
+        They are checked and noted as under the later load, since that takes its part of the same processors.
+        """
+        process = self._start(CLOSED_CONNECTIONS, seconds, "--first=0", *self._checks("capacity"))
         outcome = json.loads(process.communicate()[0])
         return outcome["levels"].get("0", 0) / outcome["seconds"]
 
     def start(self, rate: float, connections: int = OPEN_CONNECTIONS) -> subprocess.Popen:
         """From now on, until `stop`."""
-        series = self.folder / f"series-{len(self._readers)}"
-        self._readers.append(SeriesReader(series))
+        series = f"series-{len(self._readers)}"
+        self._readers.append(SeriesReader(self.folder / series))
         # Each begins elsewhere, lest one finds the slates of another.
         first = len(self._readers) * REQUESTS // 7
-        checks = (f"--series={series}", f"--eligible={self.eligible}", f"--timeout-s={TIMEOUT_S}")
-        return self._start(connections, LONGEST_S, f"--rate={rate}", f"--first={first}", *checks)
+        return self._start(
+            connections, LONGEST_S, f"--rate={rate}", f"--first={first}", *self._checks(series)
+        )
+
+    def _checks(self, series: str) -> Sequence[str]:
+        return f"--series={self.folder / series}", f"--eligible={self.eligible}", f"--timeout-s={TIMEOUT_S}"
 
     def stop(self, process: subprocess.Popen) -> None:
         """Ends it when all that was due is answered, or given up."""

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from app.adapters import feast_layout
 from app.adapters.online_reader import _View
-from app.bootstrap.web import warn_unless_compiled
+from app.bootstrap.web import COMPILED, warn_unless_compiled
 from app.features import kernels
 from app.features.affinity import Affinity, History, Traits
 from app.features.columns import RaggedColumn
@@ -27,6 +27,7 @@ from app.serving import candidates
 from tests.builders import DAY_S, HOUR_S, NOON, SMALL_SCHEMA
 from tests.unit.test_forest import hard_rows, small_model
 
+ROOT = Path(__file__).parents[2]
 NOW_S = NOON.timestamp()
 seeds = st.integers(0, 2**32 - 1)
 
@@ -38,6 +39,14 @@ def test_where_there_is_a_compiler_all_is_compiled():
 
     assert kernels.compiled is not None
     assert feast_layout.compiled_layout is not None
+
+
+def test_the_installation_and_the_warning_know_all_that_is_compiled():
+    sources = (path.relative_to(ROOT).with_suffix("").parts for path in (ROOT / "app").rglob("*.pyx"))
+    setup = (ROOT / "setup.py").read_text()
+
+    assert {".".join(parts) for parts in sources} == set(COMPILED)
+    assert all(f'"{module}"' in setup for module in COMPILED)
 
 
 def test_without_a_compiler_python_and_numpy_do_it():

@@ -44,11 +44,15 @@ class CurrentScorer:
         return scorer
 
     def renew(self, model: Model | None, snapshot: Snapshot, now_s: float) -> None:
-        """Replaces the scorer by a fresh one that knows what the old one was asked for."""
+        """Replaces the scorer by a fresh one that knows what the old one was asked for; until that is due, has the
+        present one prepare what it will be asked for."""
         old = self._scorer
         if old is None or not old.was_asked or old.model is not model or not old.fits(snapshot):
             return
-        if now_s - old.as_of_s >= self._age_limit_s(old, snapshot) / 2:
+        limit_s = self._age_limit_s(old, snapshot)
+        if now_s - old.as_of_s < limit_s / 2:
+            old.complete(self._pace(RENEWAL_SHARE * limit_s))
+        else:
             fresh = self.prepared(model, snapshot, now_s)
             if self._scorer.model is model:  # and none was promoted in the meantime
                 self.adopt(fresh)

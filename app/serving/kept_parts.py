@@ -11,6 +11,9 @@ MAX_IDLE_RENEWALS = 10
 # Candidates whose parts are kept per context, half of them from renewal to renewal: large catalogs have a long tail
 # of candidates that are asked for once.
 MAX_KEPT = 20_000
+# Where this part of a catalog was asked for lately, the rest soon will be: a catalog of up to half of what is kept is
+# prepared as a whole then.
+WHOLE_SHARE = 0.25
 
 # Parts of rows (m, w), and for each of n candidates which of them is its, intp (n,).
 Pool = tuple[np.ndarray, np.ndarray]
@@ -47,9 +50,30 @@ class ContextParts:
     def wanted(self) -> tuple[np.ndarray, np.ndarray]:
         """Positions that were asked for lately, and how many renewals ago, this one counted."""
         idle_renewals = self._idle_renewals[: self._count]
-        lately_asked_first = idle_renewals.argsort(kind="stable")[: MAX_KEPT // 2]
-        wanted = lately_asked_first[idle_renewals[lately_asked_first] < MAX_IDLE_RENEWALS]
-        return self._positions[wanted], idle_renewals[wanted] + 1
+        wanted = idle_renewals.argsort(kind="stable")[: MAX_KEPT // 2]
+        was_asked_lately = idle_renewals[wanted] < MAX_IDLE_RENEWALS
+        if not self._deserves_all(was_asked_lately.sum()):
+            wanted = wanted[was_asked_lately]
+        return self._positions[wanted], np.minimum(idle_renewals[wanted] + 1, MAX_IDLE_RENEWALS)
+
+    @property
+    def is_worth_completing(self) -> bool:
+        return self._count < len(self._slots) and self._deserves_all(self._count)
+
+    @property
+    def completed_bytes(self) -> int:
+        """About the size that it has with all candidates."""
+        return self.size_bytes * len(self._slots) // max(self._count, 1)
+
+    def idle_renewals(self) -> np.ndarray:
+        """Of every candidate, uint8 (catalog,): how many renewals ago it was asked for, at most MAX_IDLE_RENEWALS."""
+        renewals = np.full(len(self._slots), MAX_IDLE_RENEWALS, np.uint8)
+        renewals[self._positions[: self._count]] = self._idle_renewals[: self._count]
+        return renewals
+
+    def _deserves_all(self, asked_count: int) -> bool:
+        size = len(self._slots)
+        return WHOLE_SHARE * size <= asked_count and size <= MAX_KEPT // 2
 
     def missing(self, positions: np.ndarray) -> np.ndarray:
         return positions[self._slots[positions] < 0]

@@ -8,7 +8,7 @@ counters change and decay; before that time is over they are computed anew, besi
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -219,9 +219,7 @@ class Scorer:
         for context_key, theirs in list(other._contexts.items()):
             positions, idle_renewals = theirs.wanted()
             key, parts = self._parts_of(context_key, len(positions) + PREPARED_AT_ONCE)
-            for first in range(0, len(positions), PREPARED_AT_ONCE):
-                began_s = time.thread_time()
-                few = slice(first, first + PREPARED_AT_ONCE)
+            for few in _paced_steps(len(positions), pace):
                 block = self._candidate_block(key, positions[few])
                 if other.model is self.model:
                     computed = self._scoring.renewed(theirs.of(positions[few]), block)
@@ -229,8 +227,27 @@ class Scorer:
                     computed = self._scoring.of_candidates(block)
                 parts.add(positions[few], computed)
                 parts.set_idle(positions[few], idle_renewals[few])
-                pace(time.thread_time() - began_s)
         self._shrink()
+
+    def complete(self, pace: Callable[[float], None]) -> None:
+        """Computes the parts of all candidates for the contexts that are worth it, as far as there is memory.
+
+        Goes on beside the requests: what these add in the meantime is computed here as well.
+        """
+        room = self._max_bytes - sum(parts.size_bytes for parts in list(self._contexts.values()))
+        for key, parts in list(self._contexts.items()):
+            more_bytes = parts.completed_bytes - parts.size_bytes
+            if not parts.is_worth_completing or more_bytes > room:
+                continue
+            room -= more_bytes
+            everybody = np.arange(len(self.snapshot.catalog))
+            whole = ContextParts(len(everybody), len(everybody))
+            for few in _paced_steps(len(everybody), pace):
+                block = self._candidate_block(key, everybody[few])
+                whole.add(everybody[few], self._scoring.of_candidates(block))
+            whole.set_idle(everybody, parts.idle_renewals())
+            if key in self._contexts:
+                self._contexts[key] = whole
 
     def _request_block(
         self, online: Mapping[str, OnlineRows], now_s: float
@@ -315,6 +332,14 @@ class Scorer:
             block, rates[view.name] = self._spec.block(view, rows, self.as_of_s, rates.get(view.prior_view))
             blocks.append(block)
         return np.concatenate(blocks, axis=1)
+
+
+def _paced_steps(count: int, pace: Callable[[float], None]) -> Iterator[slice]:
+    """Steps of PREPARED_AT_ONCE through `count`; after each, `pace` is told how long the processor was busy with it."""
+    for first in range(0, count, PREPARED_AT_ONCE):
+        began_s = time.thread_time()
+        yield slice(first, first + PREPARED_AT_ONCE)
+        pace(time.thread_time() - began_s)
 
 
 def history_of(view: ViewSchema, catalog: Catalog, online: OnlineFeatures) -> History:

@@ -9,8 +9,9 @@ import pytest
 from app.domain.context import crossed_key
 from app.features.forest import Forest
 from app.features.snapshot import SnapshotChanges
+from app.serving import kept_parts
 from app.serving.current_scorer import QUIET_FACTOR, CurrentScorer
-from app.serving.kept_parts import MAX_IDLE_RENEWALS
+from app.serving.kept_parts import MAX_IDLE_RENEWALS, Computed, ContextParts
 from app.serving.online import OnlineFeatures
 from app.serving.scoring import ForestScoring, Scorer
 from tests.builders import NOON, proposition
@@ -142,6 +143,129 @@ def test_what_was_not_asked_for_again_is_forgotten(spec, taken, booster):
 
     parts = current.get(model, taken, NOW_S + 20 * (MAX_IDLE_RENEWALS + 1))._contexts[HERE]
     assert parts.missing(np.array([1, 2])).tolist() == [1]
+
+
+def kept_after(renewals, asked, taken, model, *, max_bytes=1 << 20):
+    """Who is kept for HERE and elsewhere, where nobody was asked for after the beginning, after so many renewals."""
+    current = CurrentScorer(max_age_s=5.0, max_bytes=max_bytes, sleep=lambda _: None)
+    online, everybody = OnlineFeatures(READER.read({}, 2, NOON), ()), np.arange(len(taken.catalog))
+    for n in range(renewals + 1):
+        scorer = current.get(model, taken, NOW_S + 20 * n)
+        for context in (HERE, "elsewhere") if n == 0 else (HERE,):
+            scorer.score(context, asked, taken.catalog, online, NOW_S + 20 * n)
+        current.renew(model, taken, NOW_S + 20 * n + 1)  # before the next renewal is due
+        if n < renewals:
+            current.renew(model, taken, NOW_S + 20 * (n + 1))
+    kept = current.get(model, taken, NOW_S + 20 * renewals)._contexts
+    return [np.setdiff1d(everybody, kept[key].missing(everybody)).tolist() for key in (HERE, None)]
+
+
+@pytest.mark.parametrize("has_forest", [True, False])
+def test_where_a_quarter_of_the_catalog_was_asked_for_the_rest_is_prepared_beside_the_requests(
+    spec, taken, booster, has_forest
+):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json"))) if has_forest else None
+    model, few, quarter = Trees(spec, booster, forest), np.arange(7), np.arange(5, 13)
+    everybody = list(range(30))
+
+    assert kept_after(0, few, taken, model) == [few.tolist()] * 2
+    assert kept_after(0, quarter, taken, model) == [everybody] * 2
+    assert kept_after(MAX_IDLE_RENEWALS, quarter, taken, model) == [everybody] * 2
+    assert kept_after(MAX_IDLE_RENEWALS + 1, quarter, taken, model) == [everybody, []]
+    assert kept_after(3 * MAX_IDLE_RENEWALS, quarter, taken, model) == [everybody, []]
+
+
+def test_what_was_prepared_beside_the_requests_is_what_they_would_have_computed(spec, taken, booster):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    model, current = Trees(spec, booster, forest), CurrentScorer(max_age_s=5.0, max_bytes=1 << 20)
+    online, everybody = OnlineFeatures(READER.read({}, 2, NOON), ()), np.arange(len(taken.catalog))
+    scorer = current.get(model, taken, NOW_S)
+    scorer.score(HERE, everybody[::3], taken.catalog, online, NOW_S)
+
+    current.renew(model, taken, NOW_S + 1)
+
+    assert current.get(model, taken, NOW_S + 1) is scorer and not len(
+        scorer._contexts[HERE].missing(everybody)
+    )
+    np.testing.assert_array_equal(
+        scorer.score(HERE, everybody, taken.catalog, online, NOW_S + 1),
+        Scorer(model, taken, NOW_S, 1 << 20).score(HERE, everybody, taken.catalog, online, NOW_S + 1),
+    )
+
+
+def test_what_was_prepared_is_neither_prepared_again_nor_forgotten_while_it_may_be_asked_for(
+    spec, taken, booster, monkeypatch
+):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    naps_s: list[float] = []
+    model, current = Trees(spec, booster, forest), CurrentScorer(1e9, 1 << 20, sleep=naps_s.append)
+    online = OnlineFeatures(READER.read({}, 2, NOON), ())
+    current.get(model, taken, NOW_S).score(HERE, np.arange(8), taken.catalog, online, NOW_S)
+    current.renew(model, taken, NOW_S)
+    assert len(naps_s) == 1 and naps_s[0] > 0
+    monkeypatch.setattr(ForestScoring, "of_candidates", lambda self, block: pytest.fail("computed again"))
+
+    for _ in range(2 * MAX_IDLE_RENEWALS):
+        current.renew(model, taken, NOW_S)
+        current.get(model, taken, NOW_S).score(HERE, np.arange(8), taken.catalog, online, NOW_S)
+        current.adopt(current.prepared(model, taken, NOW_S))
+
+    assert not len(current.get(model, taken, NOW_S)._contexts[HERE].missing(np.arange(30)))
+
+
+def test_who_was_only_prepared_does_not_count_as_asked_for(spec, taken, booster):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    model, current = Trees(spec, booster, forest), CurrentScorer(max_age_s=1e9, max_bytes=1 << 20)
+    online = OnlineFeatures(READER.read({}, 2, NOON), ())
+    current.get(model, taken, NOW_S).score(HERE, np.arange(7), taken.catalog, online, NOW_S)
+    for renewal in range(MAX_IDLE_RENEWALS + 1):
+        if renewal == 5:
+            current.get(model, taken, NOW_S).score(HERE, np.array([7]), taken.catalog, online, NOW_S)
+            current.renew(model, taken, NOW_S)
+            assert not len(current.get(model, taken, NOW_S)._contexts[HERE].missing(np.arange(30)))
+        current.adopt(current.prepared(model, taken, NOW_S))
+
+    positions, renewals = current.get(model, taken, NOW_S)._contexts[HERE].wanted()
+
+    assert positions.tolist() == [7] and renewals.tolist() == [MAX_IDLE_RENEWALS + 1 - 5 + 1]
+
+
+def test_renewals_since_someone_was_asked_for_are_counted_no_further_than_matters():
+    parts = ContextParts(catalog_size=4)
+    everybody = np.arange(4)
+    parts.add(everybody, Computed(np.zeros((4, 1)), np.zeros((4, 1), np.int32)))
+    for _ in range(300):
+        parts.pool(np.array([2]))
+        positions, renewals = parts.wanted()
+        parts.set_idle(positions, renewals)
+
+    assert parts.idle_renewals().tolist() == [MAX_IDLE_RENEWALS] * 2 + [1] + [MAX_IDLE_RENEWALS]
+
+
+def test_nothing_is_prepared_that_there_is_no_room_for(spec, taken, booster, monkeypatch):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    model, asked = Trees(spec, booster, forest), np.arange(15)
+    of_asked = CurrentScorer(5.0, 1 << 20).get(model, taken, NOW_S)
+    of_asked.score(HERE, asked, taken.catalog, OnlineFeatures(READER.read({}, 2, NOON), ()), NOW_S)
+    size_bytes = of_asked._contexts[HERE].size_bytes
+    everybody = list(range(30))
+
+    assert kept_after(0, asked, taken, model, max_bytes=2 * size_bytes) == [asked.tolist()] * 2
+    assert kept_after(0, asked, taken, model, max_bytes=3 * size_bytes) == [everybody, asked.tolist()]
+    monkeypatch.setattr(kept_parts, "MAX_KEPT", 58)
+    assert kept_after(0, asked, taken, model) == [asked.tolist()] * 2
+
+
+def test_what_loses_its_place_while_it_is_prepared_stays_forgotten(spec, taken, booster):
+    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
+    model, current = Trees(spec, booster, forest), CurrentScorer(max_age_s=5.0, max_bytes=1 << 20)
+    scorer = current.get(model, taken, NOW_S)
+    online = OnlineFeatures(READER.read({}, 2, NOON), ())
+    scorer.score(HERE, np.arange(15), taken.catalog, online, NOW_S)
+
+    scorer.complete(lambda _: scorer._contexts.clear())
+
+    assert not scorer._contexts
 
 
 def test_a_scorer_that_nobody_asked_is_not_renewed(spec, taken, booster):

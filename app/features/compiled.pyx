@@ -16,11 +16,14 @@ cdef extern from *:
     #if defined(_MSC_VER)
     #include <intrin.h>
     static int lowest_bit(unsigned long long mask) { unsigned long place; _BitScanForward64(&place, mask); return place; }
+    static void fetch(const void* place) {}
     #else
     static inline int lowest_bit(unsigned long long mask) { return __builtin_ctzll(mask); }
+    static inline void fetch(const void* place) { __builtin_prefetch(place); }
     #endif
     """
     int lowest_bit(uint64_t mask) noexcept nogil
+    void fetch(const void* place) noexcept nogil
 
 ctypedef fused mask_t:
     uint8_t
@@ -75,6 +78,11 @@ def joined_masks(const mask_t[:, ::1] table, const Py_ssize_t[:, ::1] rows, mask
             _join(&table[rows[part, row], 0], &masks[row, 0], table.shape[1])
 
 
+# Rows whose masks are on their way into the processor's cache: candidates lie anywhere in what is kept of them.
+cdef enum:
+    FETCHED_AHEAD = 2
+
+
 cdef struct Pool:
     const void* masks
     const Py_ssize_t* rows
@@ -111,6 +119,13 @@ def gathered_sums(const mask_t[::1] shared, list pools, const double[::1] leaves
             sources[number].masks = &masks[0, 0]
             sources[number].rows = &rows[0]
         for row in range(sums.shape[0]):
+            if row + FETCHED_AHEAD < sums.shape[0]:
+                for number in range(pool_count):
+                    _fetch(
+                        <const mask_t*> sources[number].masks
+                        + sources[number].rows[row + FETCHED_AHEAD] * tree_count,
+                        tree_count,
+                    )
             _copy(&shared[0], mask, tree_count)
             for number in range(pool_count):
                 _join(<const mask_t*> sources[number].masks + sources[number].rows[row] * tree_count, mask, tree_count)
@@ -122,6 +137,12 @@ def gathered_sums(const mask_t[::1] shared, list pools, const double[::1] leaves
     finally:
         free(sources)
         free(mask)
+
+
+cdef inline void _fetch(const mask_t* masks, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t number
+    for number in range(0, count, 8):  # at least once per line of the cache, also of masks of 8 bytes
+        fetch(masks + number)
 
 
 cdef inline void _copy(const mask_t* source, mask_t* target, Py_ssize_t count) noexcept nogil:
@@ -352,6 +373,8 @@ def exponents(
     cdef Py_ssize_t seen_count = found.shape[1]
     cdef float base, rank
     cdef float* ranks_of_seen
+    cdef float* near  # plain pointers, or else no compiler vectorizes the innermost loop
+    cdef const float* of_seen
     if found.shape[0] != len(rows) or seen_count > len(rows) or not (
         len(half_squares) == len(is_ranked) == ranks.shape[0]
     ):
@@ -370,13 +393,15 @@ def exponents(
         for number in range(ranks.shape[1]):
             ranks_of_seen[(number + 1) * seen_count + seen] = ranks[rows[seen], number]
     for row in range(found.shape[0]):
+        near = &found[row, 0]
         base = most - half_squares[rows[row]]
         for seen in range(seen_count):
-            found[row, seen] = base - ranks_of_seen[seen]
+            near[seen] = base - ranks_of_seen[seen]
         for number in range(ranks.shape[1]):
             rank = ranks[rows[row], number]
+            of_seen = ranks_of_seen + (number + 1) * seen_count
             for seen in range(seen_count):
-                found[row, seen] += rank * ranks_of_seen[(number + 1) * seen_count + seen]
+                near[seen] += rank * of_seen[seen]
     free(ranks_of_seen)
     return True
 

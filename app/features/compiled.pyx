@@ -16,14 +16,14 @@ cdef extern from *:
     #if defined(_MSC_VER)
     #include <intrin.h>
     static int lowest_bit(unsigned long long mask) { unsigned long place; _BitScanForward64(&place, mask); return place; }
-    static void fetch(const void* place) {}
+    static void prefetch_line(const void* place) {}
     #else
     static inline int lowest_bit(unsigned long long mask) { return __builtin_ctzll(mask); }
-    static inline void fetch(const void* place) { __builtin_prefetch(place); }
+    static inline void prefetch_line(const void* place) { __builtin_prefetch(place); }
     #endif
     """
     int lowest_bit(uint64_t mask) noexcept nogil
-    void fetch(const void* place) noexcept nogil
+    void prefetch_line(const void* place) noexcept nogil
 
 ctypedef fused mask_t:
     uint8_t
@@ -81,6 +81,7 @@ def joined_masks(const mask_t[:, ::1] table, const Py_ssize_t[:, ::1] rows, mask
 # Rows whose masks are on their way into the processor's cache: candidates lie anywhere in what is kept of them.
 cdef enum:
     FETCHED_AHEAD = 2
+    CACHE_LINE_BYTES = 64
 
 
 cdef struct Pool:
@@ -121,7 +122,7 @@ def gathered_sums(const mask_t[::1] shared, list pools, const double[::1] leaves
         for row in range(sums.shape[0]):
             if row + FETCHED_AHEAD < sums.shape[0]:
                 for number in range(pool_count):
-                    _fetch(
+                    _prefetch_masks(
                         <const mask_t*> sources[number].masks
                         + sources[number].rows[row + FETCHED_AHEAD] * tree_count,
                         tree_count,
@@ -139,10 +140,11 @@ def gathered_sums(const mask_t[::1] shared, list pools, const double[::1] leaves
         free(mask)
 
 
-cdef inline void _fetch(const mask_t* masks, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t number
-    for number in range(0, count, 8):  # at least once per line of the cache, also of masks of 8 bytes
-        fetch(masks + number)
+cdef inline void _prefetch_masks(const mask_t* masks, Py_ssize_t count) noexcept nogil:
+    cdef Py_ssize_t number = 0
+    while number < count:
+        prefetch_line(masks + number)
+        number += CACHE_LINE_BYTES // <Py_ssize_t> sizeof(mask_t)
 
 
 cdef inline void _copy(const mask_t* source, mask_t* target, Py_ssize_t count) noexcept nogil:
@@ -373,8 +375,9 @@ def exponents(
     cdef Py_ssize_t seen_count = found.shape[1]
     cdef float base, rank
     cdef float* ranks_of_seen
-    cdef float* near  # plain pointers, or else no compiler vectorizes the innermost loop
-    cdef const float* of_seen
+    # Plain pointers: through memory views GCC vectorizes nothing.
+    cdef float* found_of_row
+    cdef const float* ranks_of_number
     if found.shape[0] != len(rows) or seen_count > len(rows) or not (
         len(half_squares) == len(is_ranked) == ranks.shape[0]
     ):
@@ -393,15 +396,15 @@ def exponents(
         for number in range(ranks.shape[1]):
             ranks_of_seen[(number + 1) * seen_count + seen] = ranks[rows[seen], number]
     for row in range(found.shape[0]):
-        near = &found[row, 0]
+        found_of_row = &found[row, 0]
         base = most - half_squares[rows[row]]
         for seen in range(seen_count):
-            near[seen] = base - ranks_of_seen[seen]
+            found_of_row[seen] = base - ranks_of_seen[seen]
         for number in range(ranks.shape[1]):
             rank = ranks[rows[row], number]
-            of_seen = ranks_of_seen + (number + 1) * seen_count
+            ranks_of_number = ranks_of_seen + (number + 1) * seen_count
             for seen in range(seen_count):
-                near[seen] += rank * of_seen[seen]
+                found_of_row[seen] += rank * ranks_of_number[seen]
     free(ranks_of_seen)
     return True
 

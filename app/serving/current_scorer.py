@@ -51,7 +51,11 @@ class CurrentScorer:
             return
         limit_s = self._age_limit_s(old, snapshot)
         if now_s - old.as_of_s < limit_s / 2:
-            old.complete(self._pace(RENEWAL_SHARE * limit_s))
+            end_s = time.monotonic() + RENEWAL_SHARE * limit_s
+            old.complete(
+                self._pace(RENEWAL_SHARE * limit_s),
+                lambda: self._scorer is not old or time.monotonic() >= end_s,
+            )
         else:
             fresh = self.prepared(model, snapshot, now_s)
             if self._scorer.model is model:  # and none was promoted in the meantime

@@ -1,4 +1,4 @@
-"""Parts of candidates that were computed for one request and serve the next ones."""
+"""Parts of candidates, computed for one request or beforehand, that serve the next ones."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from app.features.columns import grown
 
-# A candidate that was not asked for during as many renewals is not prepared any more.
+# A candidate that was not asked for during as many renewals is not prepared any more, unless a whole catalog is.
 MAX_IDLE_RENEWALS = 10
 # Candidates whose parts are kept per context, half of them from renewal to renewal: large catalogs have a long tail
 # of candidates that are asked for once.
@@ -27,7 +27,7 @@ class Computed(NamedTuple):
 
 
 class ContextParts:
-    """Parts of the candidates that were asked for in one context. Slots are rows of the parts.
+    """Parts of candidates in one context: those that were asked for, or all. Slots are rows of the parts.
 
     `room` is for how many there is place from the beginning.
     """
@@ -48,8 +48,12 @@ class ContextParts:
         )
 
     def wanted(self) -> tuple[np.ndarray, np.ndarray]:
-        """Positions that were asked for lately, and how many renewals ago, this one counted."""
-        idle_renewals = self._idle_renewals[: self._count]
+        """Positions that were asked for lately, or all that are kept where these are much of the catalog.
+
+        Also how many renewals ago, this one counted, at most MAX_IDLE_RENEWALS.
+        """
+        # A copy: requests go on changing it, and what numpy sorts must hold still.
+        idle_renewals = self._idle_renewals[: self._count].copy()
         wanted = idle_renewals.argsort(kind="stable")[: MAX_KEPT // 2]
         was_asked_lately = idle_renewals[wanted] < MAX_IDLE_RENEWALS
         if not self._deserves_all(was_asked_lately.sum()):
@@ -62,10 +66,11 @@ class ContextParts:
 
     @property
     def completed_bytes(self) -> int:
-        """About the size that it has with all candidates."""
-        return self.size_bytes * len(self._slots) // max(self._count, 1)
+        """The size that it has with all candidates, if it has any yet."""
+        per_candidate = 0 if self._parts is None else self._parts[:1].nbytes + self._intervals[:1].nbytes
+        return self._slots.nbytes + len(self._slots) * per_candidate
 
-    def idle_renewals(self) -> np.ndarray:
+    def idle_renewals_by_position(self) -> np.ndarray:
         """Of every candidate, uint8 (catalog,): how many renewals ago it was asked for, at most MAX_IDLE_RENEWALS."""
         renewals = np.full(len(self._slots), MAX_IDLE_RENEWALS, np.uint8)
         renewals[self._positions[: self._count]] = self._idle_renewals[: self._count]
@@ -84,7 +89,7 @@ class ContextParts:
             self._parts = computed.parts[:0]
             self._intervals = computed.intervals[:0]
         if last > len(self._parts):
-            room = max(last, 2 * len(self._parts), self._room)
+            room = min(max(last, 2 * len(self._parts), self._room), len(self._slots))
             self._parts = grown(self._parts, room, 0)
             self._intervals = grown(self._intervals, room, 0)
             self._positions = grown(self._positions, room, 0)

@@ -210,7 +210,8 @@ class Scorer:
         return matrix
 
     def prepare_as(self, other: "Scorer", pace: Callable[[float], None]) -> None:
-        """Computes the parts of the candidates that `other` was asked for lately.
+        """Computes the parts of the candidates that `other` was asked for lately, or all that it has of a context in which
+        these are much of the catalog.
 
         `pace` is told after every few of them how many seconds of the processor that took.
         """
@@ -229,25 +230,29 @@ class Scorer:
                 parts.set_idle(positions[few], idle_renewals[few])
         self._shrink()
 
-    def complete(self, pace: Callable[[float], None]) -> None:
-        """Computes the parts of all candidates for the contexts that are worth it, as far as there is memory.
+    def complete(self, pace: Callable[[float], None], is_over: Callable[[], bool]) -> None:
+        """Computes the parts of all candidates for contexts in which much of the catalog was asked for, as far as there
+        is memory, the one asked last first. Begins with none when it `is_over`: they are left to the next call.
 
-        Goes on beside the requests: what these add in the meantime is computed here as well.
+        Goes on beside the requests. A request never waits for it, and what it adds to a context that is under way is
+        computed here as well. Nothing is removed from the contexts, which requests may be looking through.
         """
-        room = self._max_bytes - sum(parts.size_bytes for parts in list(self._contexts.values()))
-        for key, parts in list(self._contexts.items()):
-            more_bytes = parts.completed_bytes - parts.size_bytes
-            if not parts.is_worth_completing or more_bytes > room:
+        for key, parts in reversed(list(self._contexts.items())):
+            if is_over():
+                return
+            if not parts.is_worth_completing or parts.completed_bytes - parts.size_bytes > self._room_bytes():
                 continue
-            room -= more_bytes
+            whole = ContextParts(len(self.snapshot.catalog), len(self.snapshot.catalog))
             everybody = np.arange(len(self.snapshot.catalog))
-            whole = ContextParts(len(everybody), len(everybody))
             for few in _paced_steps(len(everybody), pace):
                 block = self._candidate_block(key, everybody[few])
                 whole.add(everybody[few], self._scoring.of_candidates(block))
-            whole.set_idle(everybody, parts.idle_renewals())
-            if key in self._contexts:
+            whole.set_idle(everybody, parts.idle_renewals_by_position())
+            if self._contexts.get(key) is parts:
                 self._contexts[key] = whole
+
+    def _room_bytes(self) -> int:
+        return self._max_bytes - sum(parts.size_bytes for parts in list(self._contexts.values()))
 
     def _request_block(
         self, online: Mapping[str, OnlineRows], now_s: float

@@ -239,33 +239,107 @@ def test_renewals_since_someone_was_asked_for_are_counted_no_further_than_matter
         positions, renewals = parts.wanted()
         parts.set_idle(positions, renewals)
 
-    assert parts.idle_renewals().tolist() == [MAX_IDLE_RENEWALS] * 2 + [1] + [MAX_IDLE_RENEWALS]
+    assert parts.idle_renewals_by_position().tolist() == [MAX_IDLE_RENEWALS] * 2 + [1] + [MAX_IDLE_RENEWALS]
 
 
 def test_nothing_is_prepared_that_there_is_no_room_for(spec, taken, booster, monkeypatch):
     forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
     model, asked = Trees(spec, booster, forest), np.arange(15)
-    of_asked = CurrentScorer(5.0, 1 << 20).get(model, taken, NOW_S)
-    of_asked.score(HERE, asked, taken.catalog, OnlineFeatures(READER.read({}, 2, NOON), ()), NOW_S)
-    size_bytes = of_asked._contexts[HERE].size_bytes
+    scorer = CurrentScorer(5.0, 1 << 20).get(model, taken, NOW_S)
+    scorer.score(HERE, asked, taken.catalog, OnlineFeatures(READER.read({}, 2, NOON), ()), NOW_S)
+    half_bytes, whole_bytes = (scorer._contexts[HERE].size_bytes, scorer._contexts[HERE].completed_bytes)
     everybody = list(range(30))
 
-    assert kept_after(0, asked, taken, model, max_bytes=2 * size_bytes) == [asked.tolist()] * 2
-    assert kept_after(0, asked, taken, model, max_bytes=3 * size_bytes) == [everybody, asked.tolist()]
+    assert kept_after(0, asked, taken, model, max_bytes=half_bytes + whole_bytes - 1) == [asked.tolist()] * 2
+    # The context that was asked last comes first.
+    assert kept_after(0, asked, taken, model, max_bytes=half_bytes + whole_bytes) == [
+        asked.tolist(),
+        everybody,
+    ]
+    assert kept_after(0, asked, taken, model, max_bytes=2 * whole_bytes) == [everybody] * 2
     monkeypatch.setattr(kept_parts, "MAX_KEPT", 58)
     assert kept_after(0, asked, taken, model) == [asked.tolist()] * 2
 
 
-def test_what_loses_its_place_while_it_is_prepared_stays_forgotten(spec, taken, booster):
+def test_what_was_prepared_in_all_the_memory_there_is_outlives_the_renewals(spec, taken, booster):
     forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
-    model, current = Trees(spec, booster, forest), CurrentScorer(max_age_s=5.0, max_bytes=1 << 20)
-    scorer = current.get(model, taken, NOW_S)
-    online = OnlineFeatures(READER.read({}, 2, NOON), ())
-    scorer.score(HERE, np.arange(15), taken.catalog, online, NOW_S)
+    model, asked = Trees(spec, booster, forest), np.arange(15)
+    scorer = CurrentScorer(5.0, 1 << 20).get(model, taken, NOW_S)
+    scorer.score(HERE, asked, taken.catalog, OnlineFeatures(READER.read({}, 2, NOON), ()), NOW_S)
+    max_bytes = 2 * scorer._contexts[HERE].completed_bytes
 
-    scorer.complete(lambda _: scorer._contexts.clear())
+    assert kept_after(3, asked, taken, model, max_bytes=max_bytes) == [list(range(30))] * 2
+
+
+@pytest.fixture
+def asked_for_half(spec, taken, booster):
+    """Half of the catalog was asked for HERE and elsewhere. Also what scores need besides."""
+    model = Trees(spec, booster, Forest.from_xgboost(orjson.loads(booster.save_raw("json"))))
+    scorer, online = Scorer(model, taken, NOW_S, 1 << 20), OnlineFeatures(READER.read({}, 2, NOON), ())
+    for context in ("elsewhere", HERE):
+        scorer.score(context, np.arange(15), taken.catalog, online, NOW_S)
+    return scorer, online
+
+
+def test_what_loses_its_place_while_it_is_prepared_stays_forgotten(asked_for_half):
+    scorer, _ = asked_for_half
+
+    scorer.complete(lambda _: scorer._contexts.clear(), is_over=lambda: False)
 
     assert not scorer._contexts
+
+
+def test_requests_are_answered_from_what_is_there_while_the_rest_is_prepared(asked_for_half, taken):
+    scorer, online = asked_for_half
+    later, scores = np.arange(12, 20), []
+
+    def request_comes(_):
+        scores.append(scorer.score(HERE, later, taken.catalog, online, NOW_S))
+
+    scorer.complete(request_comes, is_over=lambda: False)
+
+    expected = Scorer(scorer.model, taken, NOW_S, 1).score(HERE, later, taken.catalog, online, NOW_S)
+    assert len(scores) == 2 and all(np.array_equal(some, expected) for some in scores)
+    parts = scorer._contexts[HERE]
+    assert not len(parts.missing(np.arange(30)))
+    assert parts.idle_renewals_by_position().tolist() == [0] * 20 + [MAX_IDLE_RENEWALS] * 10
+
+
+def test_preparing_keeps_within_memory_that_requests_take_meanwhile(asked_for_half, taken):
+    scorer, online = asked_for_half
+    half_bytes, whole_bytes = scorer._contexts[HERE].size_bytes, scorer._contexts[HERE].completed_bytes
+    scorer._max_bytes = 2 * whole_bytes
+
+    def another_context_comes(_):
+        taken.contexts.numbers["new"] = taken.contexts.numbers[HERE]
+        scorer.score("new", np.arange(3), taken.catalog, online, NOW_S)
+
+    scorer.complete(another_context_comes, is_over=lambda: False)
+
+    sizes = {key: parts.size_bytes for key, parts in scorer._contexts.items()}
+    assert (sizes[HERE], sizes[None]) == (whole_bytes, half_bytes) and "new" in sizes
+    assert sum(sizes.values()) <= scorer._max_bytes
+
+
+def test_preparing_ends_with_the_context_under_way_when_another_scorer_serves(asked_for_half, taken):
+    scorer, _ = asked_for_half
+    current = CurrentScorer(max_age_s=5.0, max_bytes=1 << 20, sleep=lambda _: current.adopt(None))
+    current.adopt(scorer)
+
+    current.renew(scorer.model, taken, NOW_S + 1)
+
+    missing = {key: len(parts.missing(np.arange(30))) for key, parts in scorer._contexts.items()}
+    assert missing == {HERE: 0, None: 15}
+
+
+def test_preparing_begins_with_no_context_after_its_time(asked_for_half, taken):
+    scorer, _ = asked_for_half
+    without_time = CurrentScorer(max_age_s=0.0, max_bytes=1 << 20)
+    without_time.adopt(scorer)
+
+    without_time.renew(scorer.model, taken, NOW_S - 1)  # the clock was set back: no renewal is due
+
+    assert [len(parts.missing(np.arange(30))) for parts in scorer._contexts.values()] == [15, 15]
 
 
 def test_a_scorer_that_nobody_asked_is_not_renewed(spec, taken, booster):

@@ -1,6 +1,6 @@
 # The distribution's own first, if it can make what is needed: it is built with profile-guided optimization, one that pyenv builds
 # is not unless it is told to, and answers fewer requests.
-IS_ENOUGH := import ensurepip, os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")
+IS_ENOUGH := import ensurepip, os, sys, sysconfig; assert sys.version_info >= (3, 11); os.stat(sysconfig.get_path("include") + "/Python.h")
 PYTHON ?= $(shell for python in /usr/bin/python3.11 python3.11 python3; do \
 	$$python -c '$(IS_ENOUGH)' 2> /dev/null && command -v $$python && exit; done; command -v python3.11 || command -v python3)
 VENV := .venv

@@ -109,7 +109,7 @@ class Load:
     def capacity(self, seconds: float) -> float:
         """Slates at level 0 per second: the least of three measurements, since no machine is equally fast all the time.
 
-        Before them the service warms up for half of that time. Each goes on in the requests where the one before ended:
+        Each takes `seconds`, after a warm-up of half of that for all. Each goes on in the requests where the one before ended:
         what that asked for is in the cache.
         """
         first = self._closed_loop(seconds / 2, 0)["answers"]

@@ -11,6 +11,7 @@ from typing import Any
 import gevent
 from gevent.threadpool import ThreadPool
 from gunicorn import util
+from gunicorn.http import wsgi
 from gunicorn.http.errors import InvalidHeader, NoMoreData, ParseException, UnsupportedTransferCoding
 from gunicorn.workers import base_async, ggevent
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestTimeout
@@ -69,6 +70,28 @@ class TimedBody:
         return getattr(self._body, name)
 
 
+class JoinedResponse(wsgi.Response):
+    """Sends its header together with the beginning of its body, which gunicorn sends apart: two system calls, and two packets, for
+    each of which the client wakes up."""
+
+    def write(self, arg: bytes) -> None:
+        if self.headers_sent:
+            super().write(arg)
+            return
+        connection, self.sock = self.sock, _Collected()
+        try:
+            super().write(arg)
+        finally:
+            collected, self.sock = self.sock, connection
+        connection.sendall(b"".join(collected))
+
+
+class _Collected(list[bytes]):
+    """What would have been sent."""
+
+    sendall = list.append
+
+
 class Worker(ggevent.GeventWorker):
     """Told to end, it goes on for `SHUTDOWN_DRAIN_S` as not ready, closing each connection behind its answer, and
     then ends what is left idle: clients that keep connections would hold it up until it is killed."""
@@ -97,6 +120,7 @@ class Worker(ggevent.GeventWorker):
             self.connections.join()
         ggevent.StreamServer = SharingServer
         base_async.http.get_parser = lambda cfg, source, address: SheddingParser(cfg, source, address)
+        wsgi.Response = JoinedResponse
         util.http_date = lambda: _http_date(int(time.time()))
         super().run()
 

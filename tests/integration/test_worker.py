@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -254,3 +255,20 @@ def test_answers_say_at_what_second_they_were_given(gunicorn):
 
     assert abs((first - datetime.now(UTC)).total_seconds()) < TIMEOUT_S
     wait_until(lambda: date() > first)
+
+
+def packets_received(connection: socket.socket) -> int:
+    """Those with data, by Linux' `struct tcp_info`."""
+    info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)
+    return struct.unpack_from("I", info, 152)[0]
+
+
+def test_an_answer_arrives_in_one_packet(gunicorn):
+    with gunicorn.connect() as connection:
+        for count in range(1, 4):
+            connection.sendall(b"POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc")
+            received = b""
+            while not received.endswith(b"\r\n\r\n3"):
+                received += connection.recv(65_536)
+
+            assert packets_received(connection) == count

@@ -2,6 +2,7 @@
 """What is decoded most often of Feast's Redis layout, compiled; see `feast_layout` and `online_reader`."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.float cimport PyFloat_FromDouble
 from cpython.ref cimport Py_INCREF
 from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from cpython.unicode cimport PyUnicode_DecodeUTF8
@@ -12,8 +13,11 @@ from libc.string cimport memcmp, memcpy, memset
 cdef enum:
     SECONDS = 0x08  # the tags of a timestamp's fields, both varints
     NANOS = 0x10
-    TEXT = 0x0A  # of an item of a list
-    DOUBLE = 0x29  # of a value that is one
+    DOUBLE = 0x29  # of a value, the bytes of which follow; of others comes their length first
+    TEXT_VALUE = 0x12
+    TEXTS_VALUE = 0x62
+    DOUBLES_VALUE = 0x7A
+    ITEM = 0x0A  # of a list of texts, or all numbers of one of doubles
 
 
 def decode_timestamp(bytes serialized not None):
@@ -38,12 +42,36 @@ def decode_timestamp(bytes serialized not None):
     return <object> <int64_t> seconds * 1_000_000_000 + nanos
 
 
-def texts(bytes message not None):
-    """A tuple of the texts in a list message; None where one is longer than 127 bytes, or something else is in it."""
-    cdef const unsigned char* start = <const unsigned char*> PyBytes_AS_STRING(message)
-    cdef Py_ssize_t position = 0, end = PyBytes_GET_SIZE(message), count = 0
+def value(bytes serialized not None):
+    """As `feast_layout.decode_value` of a double, a text, and lists of these; None if it is something else, or unusual:
+    a list of doubles in several parts, of texts with more than 127 bytes, or bytes that are no value."""
+    cdef const unsigned char* message = <const unsigned char*> PyBytes_AS_STRING(serialized)
+    cdef Py_ssize_t position, end = PyBytes_GET_SIZE(serialized)
+    cdef uint64_t length
+    cdef double number
+    if not end:
+        return None
+    if message[0] == DOUBLE:
+        if end != 9:
+            return None
+        memcpy(&number, message + 1, sizeof(double))
+        return number
+    position = _varint(message, 1, end, &length)
+    if position < 0 or length != <uint64_t> (end - position):
+        return None
+    if message[0] == TEXT_VALUE:
+        return PyUnicode_DecodeUTF8(<const char*> message + position, end - position, NULL)
+    if message[0] == TEXTS_VALUE:
+        return _texts(message + position, end - position)
+    if message[0] == DOUBLES_VALUE:
+        return _doubles(message + position, end - position)
+    return None
+
+
+cdef tuple _texts(const unsigned char* start, Py_ssize_t end):
+    cdef Py_ssize_t position = 0, count = 0
     while position < end:
-        if position + 2 > end or start[position] != TEXT or start[position + 1] > 0x7F:
+        if position + 2 > end or start[position] != ITEM or start[position + 1] > 0x7F:
             return None
         position += 2 + start[position + 1]
         count += 1
@@ -56,6 +84,25 @@ def texts(bytes message not None):
         Py_INCREF(text)
         PyTuple_SET_ITEM(found, number, text)
         position += 2 + start[position + 1]
+    return found
+
+
+cdef tuple _doubles(const unsigned char* start, Py_ssize_t end):
+    cdef Py_ssize_t position, count, place
+    cdef uint64_t length
+    cdef double number
+    if not end:
+        return ()
+    position = _varint(start, 1, end, &length)
+    if start[0] != ITEM or position < 0 or length != <uint64_t> (end - position) or length % sizeof(double):
+        return None
+    count = (end - position) // <Py_ssize_t> sizeof(double)
+    cdef tuple found = PyTuple_New(count)
+    for place in range(count):
+        memcpy(&number, start + position + place * sizeof(double), sizeof(double))
+        item = PyFloat_FromDouble(number)
+        Py_INCREF(item)
+        PyTuple_SET_ITEM(found, place, item)
     return found
 
 

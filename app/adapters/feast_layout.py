@@ -69,10 +69,12 @@ def decode_value(serialized: bytes | None) -> Any:
     """
     if not serialized:
         return None
-    if len(serialized) == 9 and serialized[0] == _DOUBLE_TAG:  # by far the most, without the generality
-        return _DOUBLE.unpack_from(serialized, 1)[0]
     if not isinstance(serialized, bytes):
         raise ValueError(f"{type(serialized).__name__} instead of a value")
+    if compiled_layout is not None and (value := compiled_layout.value(serialized)) is not None:
+        return value
+    if len(serialized) == 9 and serialized[0] == _DOUBLE_TAG:  # by far the most, without the generality
+        return _DOUBLE.unpack_from(serialized, 1)[0]
     (tag, content), *more = _fields(serialized)
     if tag not in _VALUES or more:
         raise ValueError(f"features here have no values with Feast's field {tag >> 3}, wire type {tag & 7}")
@@ -197,9 +199,6 @@ _any_texts = _list(_BYTES, bytes.decode)
 
 def _texts(message: bytes) -> tuple[str, ...]:
     """As `_any_texts`, without the generality for texts shorter than 128 bytes, as ids are."""
-    if compiled_layout is not None:
-        found = compiled_layout.texts(message)
-        return _any_texts(message) if found is None else found
     values, position, end = [], 0, len(message)
     while position < end - 1:
         begin = position + 2

@@ -13,6 +13,7 @@ from libc.string cimport memcpy
 
 cdef extern from *:
     """
+    #include <string.h>
     #if defined(_MSC_VER)
     #include <intrin.h>
     static int lowest_bit(unsigned long long mask) { unsigned long place; _BitScanForward64(&place, mask); return place; }
@@ -21,9 +22,48 @@ cdef extern from *:
     static inline int lowest_bit(unsigned long long mask) { return __builtin_ctzll(mask); }
     static inline void prefetch_line(const void* place) { __builtin_prefetch(place); }
     #endif
+
+    /* Which of both is taken is decided when the module is loaded. */
+    #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
+    #define FOR_THIS_PROCESSOR __attribute__((target_clones("avx2", "default")))
+    #else
+    #define FOR_THIS_PROCESSOR
+    #endif
+
+    /* Here, and not below, because what is written for memory views is not vectorized: nothing says that arrays lie apart. */
+    FOR_THIS_PROCESSOR
+    static void and_into(void* __restrict target, const void* __restrict source, Py_ssize_t size)
+    {
+        unsigned char* __restrict t = (unsigned char*) target;
+        const unsigned char* __restrict s = (const unsigned char*) source;
+        Py_ssize_t i;
+        for (i = 0; i < size; i++) t[i] &= s[i];
+    }
+
+    FOR_THIS_PROCESSOR
+    static void add_multiple(float* __restrict target, const float* __restrict source, float factor, Py_ssize_t count)
+    {
+        Py_ssize_t i;
+        for (i = 0; i < count; i++) target[i] += factor * source[i];
+    }
+
+    /* In eight sums, because a sum has to be added up in the order in which it is written. */
+    FOR_THIS_PROCESSOR
+    static float dot(const float* __restrict left, const float* __restrict right, Py_ssize_t count)
+    {
+        float sums[8] = {0}, rest = 0;
+        Py_ssize_t i, k;
+        for (i = 0; i + 8 <= count; i += 8)
+            for (k = 0; k < 8; k++) sums[k] += left[i + k] * right[i + k];
+        for (; i < count; i++) rest += left[i] * right[i];
+        return ((sums[0] + sums[4]) + (sums[1] + sums[5])) + ((sums[2] + sums[6]) + (sums[3] + sums[7])) + rest;
+    }
     """
     int lowest_bit(uint64_t mask) noexcept nogil
     void prefetch_line(const void* place) noexcept nogil
+    void and_into(void* target, const void* source, Py_ssize_t size) noexcept nogil
+    void add_multiple(float* target, const float* source, float factor, Py_ssize_t count) noexcept nogil
+    float dot(const float* left, const float* right, Py_ssize_t count) noexcept nogil
 
 ctypedef fused mask_t:
     uint8_t
@@ -36,23 +76,31 @@ def intervals(
     const float[:, ::1] block,
     const Py_ssize_t[::1] positions,
     const int64_t[::1] offsets,
+    const Py_ssize_t[:, ::1] ranges,
     const int64_t[::1] cuts,
     Py_ssize_t[:, ::1] found,
 ):
-    """Writes into `found` (k, n) how many `cuts` each value of `block` (n, columns) at the `positions` (k,) has passed."""
+    """Writes into `found` (k, n) how many `cuts` each value of `block` (n, columns) at the `positions` (k,) has passed.
+
+    `ranges` (k, 2): where the cuts of each column begin and end.
+    """
     cdef Py_ssize_t column, row, passed, left, half
     cdef int64_t key
     _check_rows(positions, block.shape[1])
-    if found.shape[0] != positions.shape[0] or found.shape[1] != block.shape[0] or len(offsets) != len(positions):
+    if found.shape[0] != positions.shape[0] or found.shape[1] != block.shape[0] or not (
+        len(offsets) == len(ranges) == len(positions) and ranges.shape[1] == 2
+    ):
         raise ValueError("the arrays do not fit together")
     for column in range(positions.shape[0]):
+        if not 0 <= ranges[column, 0] <= ranges[column, 1] <= cuts.shape[0]:
+            raise IndexError(f"cuts {ranges[column, 0]} to {ranges[column, 1]} of {len(cuts)}")
         for row in range(block.shape[0]):
             key = offsets[column] + _ordered(block[row, positions[column]])
-            passed, left = 0, cuts.shape[0]
+            passed, left = ranges[column, 0], ranges[column, 1] - ranges[column, 0]
             while left > 0:
-                half = (left + 1) // 2
+                half = (left + 1) >> 1
                 # Without a branch, which no processor could foresee.
-                passed += half * (cuts[passed + half - 1] <= key)
+                passed += half & -<Py_ssize_t> (cuts[passed + half - 1] <= key)
                 left -= half
             found[column, row] = passed
 
@@ -66,6 +114,7 @@ cdef inline int32_t _ordered(float value) noexcept nogil:
 def joined_masks(const mask_t[:, ::1] table, const Py_ssize_t[:, ::1] rows, mask_t[:, ::1] masks):
     """Writes into `masks` (n, trees) the AND of those rows of `table` that `rows` (k, n) names, k > 0."""
     cdef Py_ssize_t part, row
+    cdef Py_ssize_t size = table.shape[1] * sizeof(mask_t)
     if masks.shape[0] != rows.shape[1] or masks.shape[1] != table.shape[1] or not rows.shape[0]:
         raise ValueError("the arrays do not fit together")
     for part in range(rows.shape[0]):
@@ -73,9 +122,9 @@ def joined_masks(const mask_t[:, ::1] table, const Py_ssize_t[:, ::1] rows, mask
     if not table.shape[1]:
         return
     for row in range(rows.shape[1]):
-        _copy(&table[rows[0, row], 0], &masks[row, 0], table.shape[1])
+        memcpy(&masks[row, 0], &table[rows[0, row], 0], size)
         for part in range(1, rows.shape[0]):
-            _join(&table[rows[part, row], 0], &masks[row, 0], table.shape[1])
+            and_into(&masks[row, 0], &table[rows[part, row], 0], size)
 
 
 # Rows whose masks are on their way into the processor's cache: candidates lie anywhere in what is kept of them.
@@ -89,7 +138,7 @@ cdef struct Pool:
     const Py_ssize_t* rows
 
 
-def gathered_sums(const mask_t[::1] shared, list pools, const double[::1] leaves, double[::1] sums):
+def gathered_sums(const mask_t[::1] shared, list pools, const float[::1] leaves, double[::1] sums):
     """Writes into `sums` (n,) the values of the leaves that n rows fall into, summed over their trees.
 
     A row's mask is the AND of `shared` (trees,) and of one from each of the `pools`, which are pairs of masks (m, trees) and
@@ -97,11 +146,13 @@ def gathered_sums(const mask_t[::1] shared, list pools, const double[::1] leaves
     """
     cdef Py_ssize_t row, tree, number
     cdef Py_ssize_t tree_count = shared.shape[0], bits = 8 * sizeof(mask_t), pool_count = len(pools)
+    cdef Py_ssize_t size = tree_count * sizeof(mask_t)
     cdef const mask_t[:, ::1] masks
     cdef const Py_ssize_t[::1] rows
     cdef mask_t* mask
     cdef Pool* sources
-    cdef double total
+    cdef double even, odd
+    cdef const float* leaf
     if len(leaves) != tree_count * bits:
         raise ValueError("the arrays do not fit together")
     sums[:] = 0.0
@@ -127,14 +178,20 @@ def gathered_sums(const mask_t[::1] shared, list pools, const double[::1] leaves
                         + sources[number].rows[row + FETCHED_AHEAD] * tree_count,
                         tree_count,
                     )
-            _copy(&shared[0], mask, tree_count)
+            memcpy(mask, &shared[0], size)
             for number in range(pool_count):
-                _join(<const mask_t*> sources[number].masks + sources[number].rows[row] * tree_count, mask, tree_count)
-            total = 0.0
-            for tree in range(tree_count):
+                and_into(mask, <const mask_t*> sources[number].masks + sources[number].rows[row] * tree_count, size)
+            # Two sums, because an addition waits for the one before.
+            even = odd = 0.0
+            leaf = &leaves[0]
+            for tree in range(0, tree_count - 1, 2):
                 # Of each tree a leaf is left; the highest bit only keeps what is read within the array.
-                total += leaves[tree * bits + lowest_bit(<uint64_t> mask[tree] | (<uint64_t> 1 << (bits - 1)))]
-            sums[row] = total
+                even += leaf[lowest_bit(<uint64_t> mask[tree] | (<uint64_t> 1 << (bits - 1)))]
+                odd += leaf[bits + lowest_bit(<uint64_t> mask[tree + 1] | (<uint64_t> 1 << (bits - 1)))]
+                leaf += 2 * bits
+            if tree_count % 2:
+                even += leaf[lowest_bit(<uint64_t> mask[tree_count - 1] | (<uint64_t> 1 << (bits - 1)))]
+            sums[row] = even + odd
     finally:
         free(sources)
         free(mask)
@@ -145,18 +202,6 @@ cdef inline void _prefetch_masks(const mask_t* masks, Py_ssize_t count) noexcept
     while number < count:
         prefetch_line(masks + number)
         number += CACHE_LINE_BYTES // <Py_ssize_t> sizeof(mask_t)
-
-
-cdef inline void _copy(const mask_t* source, mask_t* target, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t number
-    for number in range(count):
-        target[number] = source[number]
-
-
-cdef inline void _join(const mask_t* source, mask_t* target, Py_ssize_t count) noexcept nogil:
-    cdef Py_ssize_t number
-    for number in range(count):
-        target[number] &= source[number]
 
 
 cdef int _check_rows(const Py_ssize_t[:] rows, Py_ssize_t count) except -1:
@@ -211,6 +256,7 @@ def pair_columns(
     cdef double* direction
     cdef double* image
     cdef double* scaled
+    cdef float* narrow
     cdef double* traits = NULL
     cdef double* of_affinity
     cdef double* of_likeness
@@ -222,7 +268,7 @@ def pair_columns(
         raise ValueError("the arrays do not fit together")
     try:
         items = <Items*> calloc(row_count + 1, sizeof(Items))
-        vectors = <double*> calloc(6 * seen_count + 1, sizeof(double))
+        vectors = <double*> calloc(7 * seen_count + 1, sizeof(double))
         if items is NULL or vectors is NULL:
             raise MemoryError
         _find_items(blocks, starts, lengths, rows, len(numbers), items)
@@ -235,6 +281,7 @@ def pair_columns(
         of_affinity, of_likeness = traits, traits + most
         scale, solution, rest = vectors, vectors + seen_count, vectors + 2 * seen_count
         direction, image, scaled = vectors + 3 * seen_count, vectors + 4 * seen_count, vectors + 5 * seen_count
+        narrow = <float*> (vectors + 6 * seen_count)  # as `scaled`
 
         # Traits of the history are numbered as they come; how often each was shown and clicked.
         is_written = True
@@ -262,10 +309,11 @@ def pair_columns(
             along = 0.0
             for row in range(seen_count):
                 scaled[row] = scale[row] * direction[row]
+                narrow[row] = <float> scaled[row]
             _sum_by_trait(items, seen_count, numbers, scaled, of_likeness, distinct)
             for row in range(seen_count):
                 in_common = _sum_of_traits(&items[row], numbers, of_likeness)
-                image[row] = direction[row] + scale[row] * (in_common + _dot(&nearness[row, 0], scaled, seen_count))
+                image[row] = direction[row] + scale[row] * (in_common + dot(&nearness[row, 0], narrow, seen_count))
                 along += direction[row] * image[row]
             length = size / along
             before, size = size, 0.0
@@ -278,6 +326,7 @@ def pair_columns(
 
         for row in range(seen_count):
             scaled[row] = scale[row] * solution[row]
+            narrow[row] = <float> scaled[row]
         _sum_by_trait(items, seen_count, numbers, scaled, of_likeness, distinct)
         for row in range(seen_count, row_count):
             affinity = in_common = 0.0
@@ -288,7 +337,7 @@ def pair_columns(
                     in_common += of_likeness[code]
             columns[row - seen_count, 0] = <float> affinity
             columns[row - seen_count, 1] = <float> (
-                in_common * items[row].unit + (_dot(&nearness[row, 0], scaled, seen_count) if seen_count else 0.0)
+                in_common * items[row].unit + (dot(&nearness[row, 0], narrow, seen_count) if seen_count else 0.0)
             )
     finally:
         if is_written:
@@ -351,14 +400,6 @@ cdef inline double _sum_of_traits(const Items* items, const int32_t[::1] numbers
     return total * items.unit
 
 
-cdef inline double _dot(const float* left, const double* right, Py_ssize_t count) noexcept nogil:
-    cdef double total = 0.0
-    cdef Py_ssize_t number
-    for number in range(count):
-        total += left[number] * right[number]
-    return total
-
-
 def exponents(
     const float[:, ::1] ranks,
     const float[::1] half_squares,
@@ -373,11 +414,9 @@ def exponents(
     """
     cdef Py_ssize_t row, seen, number
     cdef Py_ssize_t seen_count = found.shape[1]
-    cdef float base, rank
+    cdef float base
     cdef float* ranks_of_seen
-    # Plain pointers: through memory views GCC vectorizes nothing.
     cdef float* found_of_row
-    cdef const float* ranks_of_number
     if found.shape[0] != len(rows) or seen_count > len(rows) or not (
         len(half_squares) == len(is_ranked) == ranks.shape[0]
     ):
@@ -401,10 +440,7 @@ def exponents(
         for seen in range(seen_count):
             found_of_row[seen] = base - ranks_of_seen[seen]
         for number in range(ranks.shape[1]):
-            rank = ranks[rows[row], number]
-            ranks_of_number = ranks_of_seen + (number + 1) * seen_count
-            for seen in range(seen_count):
-                found_of_row[seen] += rank * ranks_of_number[seen]
+            add_multiple(found_of_row, ranks_of_seen + (number + 1) * seen_count, ranks[rows[row], number], seen_count)
     free(ranks_of_seen)
     return True
 

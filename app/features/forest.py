@@ -34,7 +34,7 @@ class Forest:
 
     `cuts`: int64, ascending, where the intervals of the columns begin (see `xgboost_trees.key_of`), without the first.
     `table`: (intervals, tree_count) of `dtype`, the masks of each interval.
-    `leaves`: float64 (tree_count * bits of `dtype`,), the values of the leaves, tree after tree.
+    `leaves`: float32 (tree_count * bits of `dtype`,), the values of the leaves, tree after tree.
     `link` turns sums of leaves, float64 (n,), into scores.
     """
 
@@ -140,20 +140,16 @@ class Forest:
         lowest ^= masks
         numbers = np.bitwise_count(lowest, out=workspace.numbers(masks.shape))
         places = np.add(numbers, self._offsets, out=workspace.first(np.intp, masks.shape))
-        values = workspace.second(np.float64, masks.shape)
+        values = workspace.second(np.float32, masks.shape)
         # "wrap" because "raise" would write through a copy, and "clip" is slower; no place is out of range.
         self.leaves.take(places, out=values, mode="wrap")
-        np.matmul(values, self._ones, out=sums)
+        values.sum(axis=1, dtype=np.float64, out=sums)
 
     @cached_property
     def _compiled(self) -> "_Compiled":
         """The compiled functions for masks of this type."""
         mask_type = f"{self.dtype.name}_t"
         return _Compiled(kernels.compiled.joined_masks[mask_type], kernels.compiled.gathered_sums[mask_type])
-
-    @cached_property
-    def _ones(self) -> np.ndarray:
-        return np.ones(self.tree_count)
 
     @cached_property
     def _beginnings(self) -> np.ndarray:
@@ -187,6 +183,11 @@ class ForestPart:
     def _firsts(self) -> np.ndarray:
         """`_offsets` as the compiled functions take them, int64 (k,)."""
         return self._offsets.ravel()
+
+    @cached_property
+    def _ranges(self) -> np.ndarray:
+        """Where the cuts of each tested column begin and end, intp (k, 2)."""
+        return self.forest.cuts.searchsorted(self._firsts[:, None] + [-(1 << 31), 1 << 31])
 
     @property
     def is_tested(self) -> bool:
@@ -238,7 +239,7 @@ class ForestPart:
         self._check(block)
         found = np.empty((len(self.positions), len(block)), np.intp)
         block = np.ascontiguousarray(block, np.float32)
-        kernels.compiled.intervals(block, self.positions, self._firsts, self.forest.cuts, found)
+        kernels.compiled.intervals(block, self.positions, self._firsts, self._ranges, self.forest.cuts, found)
         return found
 
     def lies_in(self, block: np.ndarray, intervals: np.ndarray) -> np.ndarray:

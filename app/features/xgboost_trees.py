@@ -160,9 +160,9 @@ class Nodes:
         return masks
 
     def leaf_values(self) -> np.ndarray:
-        """Float64 (tree_count * bits of a mask,)."""
+        """Float32 (tree_count * bits of a mask,)."""
         leaves = np.flatnonzero(self.leaf_counts == 1)
-        values = np.zeros((self.tree_count, 8 * self.mask_dtype.itemsize))
+        values = np.zeros((self.tree_count, 8 * self.mask_dtype.itemsize), np.float32)
         values[self.tree[leaves], self.first_leaves[leaves].astype(np.intp)] = self.condition[leaves]
         return values.ravel()
 

@@ -205,16 +205,42 @@ def test_timestamps_are_read_or_refused_as_without(serialized):
     assert ours == pythons
 
 
-@given(
-    st.lists(st.binary(max_size=150) | st.text(max_size=150).map(str.encode), max_size=6),
-    st.binary(max_size=3),
-)
-@example([b"a" * 127 + b"\n", b"b" * 9], b"")  # read with lengths of one byte, it would be another list
-@example([], b"\n\x01")
-def test_lists_of_texts_are_read_or_refused_as_without(texts, garbage):
-    message = b"".join(feast_layout._length_delimited(1, len(text)) + text for text in texts) + garbage
+def value_of(field: int, content: bytes) -> bytes:
+    return feast_layout._length_delimited(field, len(content)) + content
 
-    ours, pythons = both(lambda: outcome(feast_layout._texts, message))
+
+def list_of(items: list[bytes]) -> bytes:
+    return b"".join(value_of(1, item) for item in items)
+
+
+any_text = st.binary(max_size=150) | st.text(max_size=150).map(str.encode)
+any_numbers = st.lists(st.floats(), max_size=20).map(lambda some: struct.pack(f"<{len(some)}d", *some))
+any_value = (
+    st.floats().map(lambda number: b"\x29" + struct.pack("<d", number))
+    | any_text.map(lambda text: value_of(2, text))
+    | st.lists(any_text, max_size=6).map(lambda texts: value_of(12, list_of(texts)))
+    | any_numbers.map(lambda packed: value_of(15, value_of(1, packed)))
+    | st.lists(any_numbers, max_size=3).map(lambda parts: value_of(15, list_of(parts)))
+)
+LONG_TEXT = value_of(
+    12, list_of([b"a" * 127 + b"\n", b"b" * 9])
+)  # with lengths of one byte, it would be another list
+
+
+@given(any_value, st.sampled_from([0, 0, 0, 1, 9]), st.binary(max_size=3))
+@example(LONG_TEXT, 0, b"")
+@example(value_of(12, b""), 0, b"\n\x01")
+@example(value_of(15, b""), 0, b"")
+@example(value_of(15, value_of(1, bytes(8)) + b"\x09" + bytes(8)), 0, b"")  # packed, and one by one
+@example(value_of(15, value_of(1, bytes(12))), 0, b"")
+@example(value_of(15, value_of(2, bytes(8))), 0, b"")
+@example(value_of(2, bytes(7)), 0, b"")  # as long as a double
+@example(b"\x29" + bytes(8), 0, b"\0")
+@example(b"\x7a", 0, b"")
+def test_values_are_read_or_refused_as_without(serialized, lost, garbage):
+    serialized = serialized[: len(serialized) - lost] + garbage
+
+    ours, pythons = both(lambda: outcome(lambda value: repr(feast_layout.decode_value(value)), serialized))
 
     assert ours == pythons
 
@@ -281,6 +307,7 @@ def test_rows_that_do_not_exist_are_refused_before_anything_is_read(spec):
             np.zeros((1, 1), np.float32),
             np.array([1]),
             part._firsts,
+            part._ranges,
             forest.cuts,
             np.empty((1, 1), np.intp),
         )

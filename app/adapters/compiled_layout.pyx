@@ -42,6 +42,28 @@ def decode_timestamp(bytes serialized not None):
     return <object> <int64_t> seconds * 1_000_000_000 + nanos
 
 
+def freshness(replies, Py_ssize_t place, oldest_ns, missing, fresh, stale):
+    """As `online_reader._freshness`, of the timestamps at `place` in each reply, with what to call each state."""
+    cdef list states = [], of_fresh = []
+    cdef Py_ssize_t number = 0
+    newest_ns = None
+    for reply in replies:
+        serialized = reply[place]
+        if serialized is None:
+            states.append(missing)
+        else:
+            at_ns = decode_timestamp(serialized)
+            if at_ns and (newest_ns is None or at_ns > newest_ns):
+                newest_ns = at_ns
+            if at_ns >= oldest_ns:
+                states.append(fresh)
+                of_fresh.append(number)
+            else:
+                states.append(stale)
+        number += 1
+    return states, of_fresh, newest_ns
+
+
 def value(bytes serialized not None):
     """As `feast_layout.decode_value` of a double, a text, and lists of these; None if it is something else, or unusual:
     a list of doubles in several parts, of texts with more than 127 bytes, or bytes that are no value."""

@@ -65,8 +65,9 @@ class RedisOnlineReader:
 
     def _ask(self, asked: Sequence[tuple["_Hash", Sequence[str]]], timeout_s: float | None) -> list[_Reply]:
         try:
-            commands = [hash_.command(key) for hash_, entity_keys in asked for key in entity_keys]
-            return self._wire.ask(b"".join(commands), len(commands), timeout_s) if commands else []
+            commands = b"".join([hash_.commands(entity_keys) for hash_, entity_keys in asked])
+            count = sum([len(entity_keys) for _, entity_keys in asked])
+            return self._wire.ask(commands, count, timeout_s) if count else []
         except StoreUnavailable as error:
             raise FeaturesUnavailable(str(error)) from error
         except UnicodeEncodeError as error:
@@ -94,7 +95,7 @@ def _by_keys(
 
 
 class _Hash:
-    """The command that reads some views of one entity, ready but for the entity's key."""
+    """The commands that read some views of entities, ready but for the entities' keys."""
 
     def __init__(self, project: str, views: Sequence[ViewSchema]) -> None:
         self._schemas = tuple(views)
@@ -108,15 +109,14 @@ class _Hash:
         self._openings = _Openings(views[0].join_key, len(fields), len(project_bytes))
         self._ending = b"%b\r\n%b" % (project_bytes, b"".join(b"$%d\r\n%b\r\n" % (len(f), f) for f in fields))
 
-    def command(self, key: str) -> bytes:
-        key_bytes = key.encode()
-        return self._openings[len(key_bytes)] + key_bytes + self._ending
+    def commands(self, keys: Sequence[str]) -> bytes:
+        openings, ending = self._openings, self._ending
+        return b"".join([b"%b%b%b" % (openings[len(key)], key, ending) for key in map(str.encode, keys)])
 
     def decode(self, replies: Sequence[_Reply], half_life_count: int, now_ns: int) -> dict[str, OnlineRows]:
         """The rows by view, one per reply."""
-        for reply in replies:
-            if len(reply) != self._field_count:
-                raise ValueError(f"{len(reply)} values where {self._field_count} were asked for")
+        if unfit := set(map(len, replies)) - {self._field_count}:
+            raise ValueError(f"{unfit.pop()} values where {self._field_count} were asked for")
         return {view.name: view.decode(replies, half_life_count, now_ns) for view in self._views}
 
 
@@ -154,18 +154,7 @@ class _View:
 
     def decode(self, replies: Sequence[_Reply], half_life_count: int, now_ns: int) -> OnlineRows:
         """Raises ValueError, TypeError or IndexError for what is no row of this view."""
-        written = [reply[self._start] for reply in replies]
-        written_ns = [None if serialized is None else decode_timestamp(serialized) for serialized in written]
-        oldest_ns = now_ns - self._ttl_ns
-        states = [
-            FeatureState.MISSING
-            if at_ns is None
-            else FeatureState.FRESH
-            if at_ns >= oldest_ns
-            else FeatureState.STALE
-            for at_ns in written_ns
-        ]
-        fresh = [row for row, state in enumerate(states) if state is FeatureState.FRESH]
+        states, fresh, newest_ns = _freshness(replies, self._start, now_ns - self._ttl_ns)
         counts = as_of_s = None
         if self._as_of is not None:
             counts, as_of_s = self._counts(replies, fresh, half_life_count)
@@ -173,7 +162,6 @@ class _View:
             name: column(dtype, self._values(replies, fresh, position, types))
             for name, dtype, position, types in self._others
         }
-        newest_ns = max(filter(None, written_ns), default=None)
         age_s = None if newest_ns is None else (now_ns - newest_ns) / 1e9
         return OnlineRows(Rows(counts, as_of_s, values), states, age_s)
 
@@ -210,6 +198,20 @@ class _View:
         for row in fresh:
             values[row] = _checked(decode_value(replies[row][position]), types)
         return values
+
+
+def _freshness(
+    replies: Sequence[_Reply], place: int, oldest_ns: int
+) -> tuple[list[FeatureState], list[int], int | None]:
+    """The state of each reply by its timestamp, at `place`; which are fresh; and the newest timestamp of all."""
+    missing, fresh, stale = FeatureState.MISSING, FeatureState.FRESH, FeatureState.STALE
+    if (compiled := feast_layout.compiled_layout) is not None:
+        return compiled.freshness(replies, place, oldest_ns, missing, fresh, stale)
+    written = [reply[place] for reply in replies]
+    written_ns = [None if serialized is None else decode_timestamp(serialized) for serialized in written]
+    states = [missing if at_ns is None else fresh if at_ns >= oldest_ns else stale for at_ns in written_ns]
+    of_fresh = [number for number, state in enumerate(states) if state is fresh]
+    return states, of_fresh, max(filter(None, written_ns), default=None)
 
 
 def _types_of(dtype: str) -> tuple[type, ...]:

@@ -6,6 +6,7 @@ it are handled here, which takes redis-py's private socket: the one place that d
 
 import ssl
 import time
+from itertools import islice
 from typing import Any
 
 import hiredis
@@ -73,10 +74,7 @@ class Link:
 
     def _replies_in(self, received: bytes, most: int) -> list[Any]:
         self._reader.feed(received)
-        replies = []
-        while len(replies) < most and (reply := self._reader.gets()) is not _NOTHING:
-            replies.append(reply)
-        return replies
+        return list(islice(iter(self._reader.gets, _NOTHING), most))
 
     def is_quiet(self) -> bool:
         try:

@@ -303,9 +303,9 @@ def _unpack(packed: bytes, count: int) -> list[tuple[bytes, ...]]:
 
 
 def _without_errors(replies: list[Any]) -> list[Any]:
-    for reply in replies:
-        if isinstance(reply, hiredis.ReplyError):
-            raise CommandRefused(f"Redis refused a command: {reply}")
+    if any(issubclass(kind, hiredis.ReplyError) for kind in set(map(type, replies))):
+        refused = next(reply for reply in replies if isinstance(reply, hiredis.ReplyError))
+        raise CommandRefused(f"Redis refused a command: {refused}")
     return replies
 
 

@@ -83,7 +83,7 @@ class ServingMetrics:
             registry=registry,
         )
         self._rows_of = cache(
-            lambda view: tuple((state, self._feature_rows.labels(view, state)) for state in _ROW_STATES)
+            lambda view: {state: self._feature_rows.labels(view, state) for state in _ROW_STATES}
         )
         self._age_s_of = cache(self._feature_age_s.labels)
         self._dropped = Counter(
@@ -128,10 +128,9 @@ class ServingMetrics:
 
     def features_read(self, rows: Mapping[str, OnlineRows]) -> None:
         for view, online in rows.items():
-            states = online.states
-            for state, counter in self._rows_of(view):
-                if count := states.count(state):
-                    counter.inc(count)
+            counters, states = self._rows_of(view), online.states
+            for state in set(states):
+                counters[state].inc(states.count(state))
             if online.age_s is not None:
                 self._age_s_of(view).observe(online.age_s)
 

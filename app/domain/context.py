@@ -5,7 +5,7 @@ control characters, so two different pairs never share a key.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, tzinfo
 
 KEY_SEPARATOR = "\x1f"
@@ -24,6 +24,11 @@ def is_valid_id(value: str) -> bool:
 
 def crossed_key(left: str, right: str) -> str:
     return f"{left}{KEY_SEPARATOR}{right}"
+
+
+def crossed_keys(left: str, rights: Iterable[str]) -> list[str]:
+    opening = f"{left}{KEY_SEPARATOR}"
+    return [opening + right for right in rights]
 
 
 def daypart(local_time: datetime) -> str:

@@ -13,7 +13,7 @@ from app.features.affinity import PAIR_COLUMNS, Affinity, Traits, learn_ranks
 from app.features.fold import EVENT_ROW, decay_to
 from app.features.rates import learn_prior_strength, pooled_rate, smoothed_rate
 from app.features.rows import EMPTY_STRING, NUMBER_PREFIX, Rows
-from app.features.schema import EntityName, FeatureSchema, FieldKind, ViewSchema
+from app.features.schema import EntityName, FeatureSchema, FieldKind, FieldSchema, ViewSchema
 
 SECONDS_PER_DAY = 86_400.0
 SECONDS_PER_HOUR = 3_600.0
@@ -155,9 +155,7 @@ class MatrixSpec:
         rates, filled = None, 0
         if view.has_counters:
             rates, filled = self._fill_counters(block, view, rows, now_s, prior_rates)
-        for field in view.fields:
-            if field.kind in _NO_COLUMN:
-                continue
+        for field in self._column_fields[view.name]:
             if field.kind is FieldKind.NUMBER_NAMES:
                 for name in self.ranks:
                     block[:, filled] = rows.values.get(NUMBER_PREFIX + name, np.nan)
@@ -218,6 +216,14 @@ class MatrixSpec:
     @cached_property
     def _half_lives(self) -> np.ndarray:
         return np.asarray(self.half_lives_s, dtype=np.float64)
+
+    @cached_property
+    def _column_fields(self) -> Mapping[str, tuple[FieldSchema, ...]]:
+        """By view, its fields that fill columns, but for counters."""
+        return {
+            view.name: tuple(field for field in view.fields if field.kind not in _NO_COLUMN)
+            for view in self.views
+        }
 
     @cached_property
     def _codes(self) -> Mapping[str, Mapping[str, float]]:

@@ -108,7 +108,7 @@ class Catalog:
     def positions_of(self, proposition_ids: Collection[str]) -> np.ndarray:
         """Positions int64 in the order of the ids; -1 for ids that are not known."""
         found = self._positions.of(proposition_ids, lambda new: self._search(new).tolist())
-        return np.array(found, np.int64)
+        return np.fromiter(found, np.int64, len(found))
 
     def _search(self, proposition_ids: Collection[str]) -> np.ndarray:
         hashes = _hashes(proposition_ids)

@@ -85,6 +85,12 @@ class Snapshot:
         }
         return Traits(self.trait_codes, len(self.trait_names), numbers)
 
+    @cached_property
+    def named_categories(self) -> tuple[list[int], list[str]]:
+        """Numbers and names of the categories that have one, the largest first."""
+        numbers = [n for n in self.lists.categories.tolist() if self.catalog.category_names[n]]
+        return numbers, [self.catalog.category_names[n] for n in numbers]
+
     def attribute_rows(self, names: Iterable[str], positions: np.ndarray) -> Rows:
         """Catalog fields of the candidates at `positions`; NaN for a field that no proposition has."""
         return Rows(None, None, {name: self._attribute(name, positions) for name in names})

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from app.domain.context import crossed_key
+from app.domain.context import crossed_keys
 from app.domain.types import EventType, FeatureState, SuggestRequest
 from app.features.assembly import MatrixSpec
 from app.features.catalog import Catalog
@@ -52,8 +52,7 @@ def read_online(
     Raises:
         FeaturesUnavailable: the online store did not answer in time.
     """
-    names = snapshot.catalog.category_names
-    categories = [n for n in snapshot.lists.categories[:MAX_CATEGORIES].tolist() if names[n]]
+    categories, names = (largest[:MAX_CATEGORIES] for largest in snapshot.named_categories)
     keys: dict[ViewSchema, Sequence[str]] = {}
     if request.user_id is not None:
         keys[RECENT] = [request.user_id]
@@ -64,7 +63,7 @@ def read_online(
             case EntityName.CONTEXT:
                 keys[view] = [request.context_key]
             case EntityName.USER_CATEGORY if request.user_id is not None and categories:
-                keys[view] = [crossed_key(request.user_id, names[n]) for n in categories]
+                keys[view] = crossed_keys(request.user_id, names)
     return OnlineFeatures(reader.read(keys, len(spec.half_lives_s), now, timeout_s), categories)
 
 

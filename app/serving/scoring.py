@@ -354,7 +354,12 @@ def history_of(view: ViewSchema, catalog: Catalog, online: OnlineFeatures) -> Hi
     ids, impressions, clicks = (online.rows[view.name].rows.values[name][0] for name in HISTORY_FIELDS)
     if not len(ids) == len(impressions) == len(clicks):
         return NO_HISTORY
-    return History(catalog.positions_of(ids), np.array(impressions), np.array(clicks))
+    count = len(ids)
+    return History(
+        catalog.positions_of(ids),
+        np.fromiter(impressions, np.float64, count),
+        np.fromiter(clicks, np.float64, count),
+    )
 
 
 def candidate_rows(

@@ -12,6 +12,7 @@ import gevent
 from gevent.threadpool import ThreadPool
 from gunicorn import util
 from gunicorn.http import wsgi
+from gunicorn.http.body import LengthReader
 from gunicorn.http.errors import InvalidHeader, NoMoreData, ParseException, UnsupportedTransferCoding
 from gunicorn.workers import base_async, ggevent
 from werkzeug.exceptions import BadRequest, ClientDisconnected, RequestTimeout
@@ -68,6 +69,12 @@ class TimedBody:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._body, name)
+
+
+def has_arrived(request: Any) -> bool:
+    """Whether all of the body came with the header, as most do: nobody will wait for it, and it needs no timer."""
+    reader = request.body.reader
+    return isinstance(reader, LengthReader) and reader.length <= request.unreader.buf.getbuffer().nbytes
 
 
 class JoinedResponse(wsgi.Response):
@@ -132,7 +139,7 @@ class Worker(ggevent.GeventWorker):
         gevent.spawn_later(self._drain_s, self._leave)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
-        if req.body is not None:
+        if req.body is not None and not has_arrived(req):
             req.body = TimedBody(req, BODY_TIMEOUT_S)
         if Departure.is_near or (Overload.is_strained() and Overload.may_give_away()):
             req.force_close()

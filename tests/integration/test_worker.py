@@ -109,9 +109,11 @@ def answer(connection: socket.socket) -> bytes:
     return received
 
 
-def test_a_body_that_trickles_in_is_given_up_and_its_connection_closed(gunicorn):
+@pytest.mark.parametrize("missing", [97, 1])
+def test_a_body_that_trickles_in_is_given_up_and_its_connection_closed(gunicorn, missing):
     with gunicorn.connect() as connection:
-        connection.sendall(b"POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\nabc")
+        head = b"POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 100\r\n\r\n"
+        connection.sendall(head + b"x" * (100 - missing))
 
         received = answer(connection)
 

@@ -13,7 +13,7 @@ from libc.string cimport memcmp, memcpy, memset
 cdef enum:
     SECONDS = 0x08  # the tags of a timestamp's fields, both varints
     NANOS = 0x10
-    DOUBLE = 0x29  # of a value, the bytes of which follow; of others comes their length first
+    DOUBLE = 0x29  # of values: eight bytes follow this one, a length and so many bytes the next three
     TEXT_VALUE = 0x12
     TEXTS_VALUE = 0x62
     DOUBLES_VALUE = 0x7A
@@ -42,8 +42,8 @@ def decode_timestamp(bytes serialized not None):
     return <object> <int64_t> seconds * 1_000_000_000 + nanos
 
 
-def freshness(replies, Py_ssize_t place, oldest_ns, missing, fresh, stale):
-    """As `online_reader._freshness`, of the timestamps at `place` in each reply, with what to call each state."""
+def freshness(replies, place, oldest_ns, missing, fresh, stale):
+    """As `online_reader._freshness`, with what to call each state. Raises IndexError for a reply without a value at `place`."""
     cdef list states = [], of_fresh = []
     cdef Py_ssize_t number = 0
     newest_ns = None
@@ -64,9 +64,10 @@ def freshness(replies, Py_ssize_t place, oldest_ns, missing, fresh, stale):
     return states, of_fresh, newest_ns
 
 
-def value(bytes serialized not None):
-    """As `feast_layout.decode_value` of a double, a text, and lists of these; None if it is something else, or unusual:
-    a list of doubles in several parts, of texts with more than 127 bytes, or bytes that are no value."""
+def decode_value(bytes serialized not None):
+    """As `feast_layout.decode_value` of a double, a text, and lists of these; None if it is something else, or unusual: a list
+    of doubles in several parts or of a text with more than 127 bytes, or bytes of the wrong length. Raises ValueError for
+    a text that is not UTF-8."""
     cdef const unsigned char* message = <const unsigned char*> PyBytes_AS_STRING(serialized)
     cdef Py_ssize_t position, end = PyBytes_GET_SIZE(serialized)
     cdef uint64_t length

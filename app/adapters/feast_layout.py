@@ -71,7 +71,7 @@ def decode_value(serialized: bytes | None) -> Any:
         return None
     if not isinstance(serialized, bytes):
         raise ValueError(f"{type(serialized).__name__} instead of a value")
-    if compiled_layout is not None and (value := compiled_layout.value(serialized)) is not None:
+    if compiled_layout is not None and (value := compiled_layout.decode_value(serialized)) is not None:
         return value
     if len(serialized) == 9 and serialized[0] == _DOUBLE_TAG:  # by far the most, without the generality
         return _DOUBLE.unpack_from(serialized, 1)[0]

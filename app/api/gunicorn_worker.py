@@ -71,8 +71,8 @@ class TimedBody:
         return getattr(self._body, name)
 
 
-def has_arrived(request: Any) -> bool:
-    """Whether all of the body came with the header, as most do: nobody will wait for it, and it needs no timer."""
+def has_body_arrived(request: Any) -> bool:
+    """Whether all of it came with the header, as of most requests: nobody will wait for it, and it needs no timer."""
     reader = request.body.reader
     return isinstance(reader, LengthReader) and reader.length <= request.unreader.buf.getbuffer().nbytes
 
@@ -88,6 +88,9 @@ class JoinedResponse(wsgi.Response):
         connection, self.sock = self.sock, _Collected()
         try:
             super().write(arg)
+        except BaseException:
+            self.headers_sent = False  # so that gunicorn may still answer that it failed
+            raise
         finally:
             collected, self.sock = self.sock, connection
         connection.sendall(b"".join(collected))
@@ -139,7 +142,7 @@ class Worker(ggevent.GeventWorker):
         gevent.spawn_later(self._drain_s, self._leave)
 
     def handle_request(self, listener_name: Any, req: Any, sock: Any, addr: Any) -> None:
-        if req.body is not None and not has_arrived(req):
+        if req.body is not None and not has_body_arrived(req):
             req.body = TimedBody(req, BODY_TIMEOUT_S)
         if Departure.is_near or (Overload.is_strained() and Overload.may_give_away()):
             req.force_close()

@@ -71,7 +71,7 @@ RATES_EXCHANGE_S = 0.1
 METRICS_FLUSH_S = 1.0
 ERASURES_INTERVAL_S = 60.0
 KAFKA_PROBE_S, KAFKA_PROBE_TIMEOUT_S = 2.0, 1.0
-# New objects between two garbage collections. With Python's 700 one came every 18 requests, and each tenth of them took 1 to 2 ms.
+# How many more objects are alive before garbage is looked for. With Python's 700 it was every 18 requests, and each tenth time took 1 to 2 ms.
 GC_ALLOCATIONS = 10_000
 # How long requests wait at most for the interpreter when a thread beside them computes.
 SWITCH_INTERVAL_S = 0.001

@@ -27,7 +27,12 @@ def crossed_key(left: str, right: str) -> str:
 
 
 def crossed_keys(left: str, rights: Iterable[str]) -> list[str]:
-    opening = f"{left}{KEY_SEPARATOR}"
+    """As `crossed_key`, one for each of `rights`.
+
+    >>> crossed_keys("u1", ["tea"]) == [crossed_key("u1", "tea")]
+    True
+    """
+    opening = crossed_key(left, "")
     return [opening + right for right in rights]
 
 

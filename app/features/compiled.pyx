@@ -23,14 +23,14 @@ cdef extern from *:
     static inline void prefetch_line(const void* place) { __builtin_prefetch(place); }
     #endif
 
-    /* Which of both is taken is decided when the module is loaded. */
+    /* GCC makes both, and which one is called is decided when the module is loaded; other compilers make what all processors can. */
     #if defined(__GNUC__) && !defined(__clang__) && defined(__x86_64__) && defined(__GLIBC__)
     #define FOR_THIS_PROCESSOR __attribute__((target_clones("avx2", "default")))
     #else
     #define FOR_THIS_PROCESSOR
     #endif
 
-    /* Here, and not below, because what is written for memory views is not vectorized: nothing says that arrays lie apart. */
+    /* In C, because Cython has no words for arrays that lie apart, without which these loops are not vectorized. */
     FOR_THIS_PROCESSOR
     static void and_into(void* __restrict target, const void* __restrict source, Py_ssize_t size)
     {

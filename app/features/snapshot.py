@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,9 @@ from app.features.fold import EVENT_ROW, Counters, decay_to
 from app.features.rates import learn_prior_strength, pooled_rate, smoothed_rate
 from app.features.rows import NUMBER_PREFIX, Rows
 from app.features.snapshot_columns import ContextCounters, CounterColumn, Neighbours, TextColumn
+
+# Of catalogs with more categories than this, the largest are looked up for each user.
+MAX_CATEGORIES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +90,11 @@ class Snapshot:
         return Traits(self.trait_codes, len(self.trait_names), numbers)
 
     @cached_property
-    def named_categories(self) -> tuple[list[int], list[str]]:
-        """Numbers and names of the categories that have one, the largest first."""
-        numbers = [n for n in self.lists.categories.tolist() if self.catalog.category_names[n]]
-        return numbers, [self.catalog.category_names[n] for n in numbers]
+    def largest_categories(self) -> tuple[list[int], list[str]]:
+        """Numbers and names of at most MAX_CATEGORIES categories, the largest first. What has none is in no category."""
+        names = self.catalog.category_names
+        numbers = list(islice((n for n in self.lists.categories if names[n]), MAX_CATEGORIES))
+        return [int(n) for n in numbers], [names[n] for n in numbers]
 
     def attribute_rows(self, names: Iterable[str], positions: np.ndarray) -> Rows:
         """Catalog fields of the candidates at `positions`; NaN for a field that no proposition has."""

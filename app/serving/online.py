@@ -25,8 +25,6 @@ RECENT = ViewSchema(
     (FieldSchema(RECENT_FIELD, "Array(String)", FieldKind.IDS),),
     ttl_s=365 * SECONDS_PER_DAY,
 )
-# Of catalogs with more categories than this, the largest.
-MAX_CATEGORIES = 64
 FAVOURITE_CATEGORIES = 3
 
 
@@ -52,7 +50,7 @@ def read_online(
     Raises:
         FeaturesUnavailable: the online store did not answer in time.
     """
-    categories, names = (largest[:MAX_CATEGORIES] for largest in snapshot.named_categories)
+    categories, names = snapshot.largest_categories
     keys: dict[ViewSchema, Sequence[str]] = {}
     if request.user_id is not None:
         keys[RECENT] = [request.user_id]

@@ -271,6 +271,8 @@ def test_an_answer_arrives_in_one_packet(gunicorn):
             connection.sendall(b"POST /read HTTP/1.1\r\nHost: h\r\nContent-Length: 3\r\n\r\nabc")
             received = b""
             while not received.endswith(b"\r\n\r\n3"):
-                received += connection.recv(65_536)
+                part = connection.recv(65_536)
+                assert part, received
+                received += part
 
             assert packets_received(connection) == count

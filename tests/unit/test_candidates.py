@@ -5,7 +5,9 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
+from app.domain.context import crossed_key, crossed_keys
 from app.domain.types import Filters
+from app.features.snapshot import MAX_CATEGORIES
 from app.serving.candidates import CandidateGenerator, NothingToRank, Source, Taste, sources_in
 from tests.builders import HOUR_S, NOON, proposition, request
 from tests.unit.test_ranking import counters, snapshot
@@ -138,3 +140,19 @@ def test_what_a_request_touches_does_not_grow_with_the_catalog(count):
     touched = max(len(lists.popular), len(lists.new), *np.diff(lists.by_category.starts).tolist())
 
     assert touched == 20
+
+
+def test_a_users_categories_are_the_largest_that_have_a_name():
+    largest = [proposition(f"a{n}", category="largest") for n in range(3)]
+    nameless = [proposition(f"b{n}", category=None) for n in range(2)]
+    others = [proposition(f"c{n}", category=f"c{n}") for n in range(MAX_CATEGORIES)]
+    taken = snapshot(*others, *nameless, *largest)
+
+    numbers, names = taken.largest_categories
+
+    assert names[0] == "largest" and len(set(names)) == MAX_CATEGORIES and "" not in names
+    assert [taken.catalog.category_names[number] for number in numbers] == names
+
+
+def test_keys_of_many_pairs_are_those_of_each_pair():
+    assert crossed_keys("u1", ["tea", "cake"]) == [crossed_key("u1", "tea"), crossed_key("u1", "cake")]

@@ -248,8 +248,8 @@ def test_values_are_read_or_refused_as_without(serialized, lost, garbage):
 def outcome(decode: Callable, serialized: bytes) -> Any:
     try:
         return decode(serialized)
-    except (ValueError, IndexError) as error:
-        return type(error) if isinstance(error, IndexError) else ValueError
+    except (ValueError, IndexError, TypeError) as error:
+        return ValueError if isinstance(error, ValueError) else type(error)
 
 
 numbers = st.lists(st.floats(allow_nan=False, width=32), min_size=2, max_size=2)
@@ -258,7 +258,10 @@ two_of_something = bytes(len(feast_layout.doubles_opening(2)) + 16)
 unusual = st.sampled_from(
     [None, b"", feast_layout.doubles_opening(1) + bytes(8), two_of_something, b"\x29" + bytes(8)]
 )
-written = st.sampled_from([None, b"\x08\x05", b"\x08\xff\x01"])  # never, long ago, lately
+# Never, long ago, lately, later, at the epoch, and what is no timestamp.
+written = st.sampled_from(
+    [None, b"\x08\x05", b"\x08\xff\x01", b"\x08\xff\x01\x10\x01", b"", b"\x08\x00", b"\x08", "text", 5]
+)
 time = st.floats(0, 2e9).map(lambda at: b"\x29" + struct.pack("<d", at)) | st.sampled_from(
     [None, b"\x21" + bytes(8)]
 )
@@ -270,17 +273,20 @@ FRESH, ZEROS, NOON_BYTES = b"\x08\xff\x01", feast_layout.doubles_opening(2) + by
 @example([(FRESH, two_of_something, ZEROS, ZEROS, ZEROS, NOON_BYTES)])
 @example([(FRESH, ZEROS, ZEROS, ZEROS, ZEROS, b"\x21" + bytes(8))])
 @example([(FRESH, ZEROS, ZEROS, ZEROS, ZEROS)])
+@example([()])
+@example([(), (FRESH, ZEROS, ZEROS, ZEROS, ZEROS, NOON_BYTES)])
 @given(st.lists(st.tuples(written, *[counter | unusual] * 4, time), max_size=4))
 def test_rows_of_counters_are_read_or_refused_as_without(counter_view, replies):
-    view = _View(counter_view, 0)
+    def decode(start: int):
+        shifted = [(b"of another view",) * start + reply for reply in replies]
+        rows = _View(counter_view, start).decode(shifted, 2, now_ns=255 * 10**9)
+        counts, as_of_s = rows.rows.counts.tolist(), np.nan_to_num(rows.rows.as_of_s, nan=-1.0).tolist()
+        return rows.states, rows.age_s, counts, as_of_s
 
-    def decode():
-        rows = view.decode(replies, 2, now_ns=255 * 10**9)
-        return rows.states, rows.rows.counts.tolist(), np.nan_to_num(rows.rows.as_of_s, nan=-1.0).tolist()
+    for start in (0, 1):
+        ours, pythons = both(lambda start=start: outcome(lambda _: decode(start), b""))
 
-    ours, pythons = both(lambda: outcome(lambda _: decode(), b""))
-
-    assert ours == pythons
+        assert ours == pythons
 
 
 @pytest.fixture(scope="module")
@@ -326,6 +332,23 @@ def test_rows_that_do_not_exist_are_refused_before_anything_is_read(spec):
     ):
         with pytest.raises(IndexError):
             affinity.columns(History(np.arange(3), np.ones(3), np.ones(3)), rows)
+
+
+@pytest.mark.parametrize(
+    "ranges", [[[0, "one too many"]], [[-1, 0]], [[2, 1]], [[0, 1], [1, 2]], [[0, 1, 2]]]
+)
+def test_cuts_that_do_not_exist_are_refused(ranges):
+    if kernels.compiled is None:
+        pytest.skip("nothing is compiled here")
+    forest = small_model(max_depth=6).forest
+    part = forest.part([0])
+    whole = [[len(forest.cuts) + 1 if end == "one too many" else end for end in one] for one in ranges]
+    block, found = np.zeros((1, 1), np.float32), np.empty((1, 1), np.intp)
+
+    with pytest.raises((IndexError, ValueError)):
+        kernels.compiled.intervals(
+            block, np.array([0]), part._firsts[:1], np.array(whole), forest.cuts, found
+        )
 
 
 @pytest.mark.parametrize("part", range(3))

@@ -90,7 +90,7 @@ def test_every_answer_is_what_it_is_without_joining(exchange, monkeypatch, metho
         answered.response.close()
         return b"".join(answered.packets())
 
-    assert received(JoinedResponse) == received(wsgi.Response)
+    assert received(JoinedResponse) == received(JoinedResponse.__base__)
 
 
 def test_what_is_no_body_sends_nothing(exchange):
@@ -101,3 +101,4 @@ def test_what_is_no_body_sends_nothing(exchange):
         answered.response.write("text")
 
     assert answered.packets() == []
+    assert not answered.response.headers_sent, "gunicorn would not answer that it failed"

@@ -88,8 +88,9 @@ def both(compute: Callable[[], Any]) -> tuple[Any, Any]:
 # Masks of 8, 16, 32 and 64 bits.
 @pytest.mark.parametrize("depth", [2, 4, 5, 6])
 @pytest.mark.parametrize("row_count", [0, 1, 70])
-def test_masks_and_scores_are_those_of_numpy(depth, row_count):
-    model = small_model(max_depth=depth)
+@pytest.mark.parametrize("tree_count", [29, 30])
+def test_masks_and_scores_are_those_of_numpy(depth, row_count, tree_count):
+    model = small_model(max_depth=depth, tree_count=tree_count)
     forest = model.forest
     rng = np.random.default_rng(depth)
     values = hard_rows(model, rng, 300)
@@ -267,12 +268,19 @@ time = st.floats(0, 2e9).map(lambda at: b"\x29" + struct.pack("<d", at)) | st.sa
 )
 
 
+OLDEST_FRESH, LAST_STALE = b"\x08\x9b\x01", b"\x08\x9a\x01"  # 155 s and 154 s, of 255 less the view's 100
 FRESH, ZEROS, NOON_BYTES = b"\x08\xff\x01", feast_layout.doubles_opening(2) + bytes(16), b"\x29" + bytes(8)
 
 
 @example([(FRESH, two_of_something, ZEROS, ZEROS, ZEROS, NOON_BYTES)])
 @example([(FRESH, ZEROS, ZEROS, ZEROS, ZEROS, b"\x21" + bytes(8))])
 @example([(FRESH, ZEROS, ZEROS, ZEROS, ZEROS)])
+@example(
+    [
+        (written, ZEROS, ZEROS, ZEROS, ZEROS, NOON_BYTES)
+        for written in (FRESH, OLDEST_FRESH, LAST_STALE, FRESH)
+    ]
+)
 @example([()])
 @example([(), (FRESH, ZEROS, ZEROS, ZEROS, ZEROS, NOON_BYTES)])
 @given(st.lists(st.tuples(written, *[counter | unusual] * 4, time), max_size=4))

@@ -5,7 +5,6 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from app.domain.context import crossed_key, crossed_keys
 from app.domain.types import Filters
 from app.features.snapshot import MAX_CATEGORIES
 from app.serving.candidates import CandidateGenerator, NothingToRank, Source, Taste, sources_in
@@ -152,7 +151,3 @@ def test_a_users_categories_are_the_largest_that_have_a_name():
 
     assert names[0] == "largest" and len(set(names)) == MAX_CATEGORIES and "" not in names
     assert [taken.catalog.category_names[number] for number in numbers] == names
-
-
-def test_keys_of_many_pairs_are_those_of_each_pair():
-    assert crossed_keys("u1", ["tea", "cake"]) == [crossed_key("u1", "tea"), crossed_key("u1", "cake")]

@@ -128,3 +128,17 @@ def test_candidates_beyond_what_is_kept_are_scored_all_the_same(
     assert small._contexts[HERE].missing(np.arange(30)).tolist() == [
         n for n in range(30) if n not in (2, 5, 9)
     ]
+
+
+def test_a_users_history_is_what_was_shown_and_what_was_clicked(spec, taken):
+    online = read_online(READER, spec, taken, request(), NOON, 1.0)
+
+    history = history_of(HISTORY, taken.catalog, online)
+
+    assert history.rows.tolist() == [
+        *taken.catalog.positions_of(["p1"]),
+        -1,
+        *taken.catalog.positions_of(["p4", "p29"]),
+    ]
+    assert history.impressions.tolist() == [2.0, 1.0, 1.0, 3.0]
+    assert history.clicks.tolist() == [1.0, 1.0, 0.0, 3.0]

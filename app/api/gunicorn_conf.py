@@ -25,7 +25,7 @@ forwarder_headers = ""
 logconfig_dict = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"lines": {"()": "app.api.logs.EcsFormatter", "role": "web"}},
+    "formatters": {"lines": {"()": "app.api.request_log.RequestFormatter", "role": "web"}},
     "filters": {"privacy": {"()": "app.api.logs.GunicornPrivacy"}},
     "handlers": {
         "lines": {

@@ -7,12 +7,12 @@ import re
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from typing import Any, TextIO
 
 import ecs_logging
-from flask import g, has_request_context
 
 from app.domain.access import mask_keys
 
@@ -24,7 +24,7 @@ _ROWS = re.compile(r"^(DETAIL|CONTEXT):.*", re.MULTILINE)
 
 
 class EcsFormatter(ecs_logging.StdlibFormatter):
-    """Lines with what tells the process and the request that they belong to, and with no API key or row of a table.
+    """Lines with what tells the process that they belong to, and with no API key or row of a table.
 
     `role` is the kind of process: web, keeper, projector or command.
     """
@@ -44,8 +44,6 @@ class EcsFormatter(ecs_logging.StdlibFormatter):
         line["message"] = _ROWS.sub(r"\1: ...", line["message"])
         if "message" in line.get("error", {}):
             line["error"]["message"] = _ROWS.sub(r"\1: ...", line["error"]["message"])
-        if has_request_context() and (describe := g.get("describe_request")) is not None:
-            line |= describe()
         return line
 
 
@@ -71,10 +69,15 @@ def service_fields(role: str) -> dict[str, Any]:
     }
 
 
-def configure_logging(level: str, role: str = "command", stream: TextIO | None = None) -> None:
+def configure_logging(
+    level: str,
+    role: str = "command",
+    stream: TextIO | None = None,
+    make_formatter: Callable[[str], logging.Formatter] = EcsFormatter,
+) -> None:
     """Has everything that this process logs written to `stream` (stdout), also what ends a thread or the process."""
     handler = logging.StreamHandler(stream or sys.stdout)
-    handler.setFormatter(EcsFormatter(role))
+    handler.setFormatter(make_formatter(role))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
     # Chatty at INFO, and about their own inner life only.

@@ -16,9 +16,9 @@ from hashlib import blake2b
 from typing import Any
 
 import orjson
-from flask import Flask, Request, Response, g, request
+from flask import Flask, Request, Response, g, has_request_context, request
 
-from app.api.logs import ECS_VERSION, service_fields
+from app.api.logs import ECS_VERSION, EcsFormatter, service_fields
 from app.api.trace_context import current_span_id, current_trace_id
 from app.domain.access import has_key
 from app.domain.ids import new_id
@@ -77,6 +77,16 @@ def log_requests(app: Flask, settings: Settings, chance: Callable[[], float] = r
     app.before_request(log.begin)
     app.after_request(log.end)
     atexit.register(log.flush)
+
+
+class RequestFormatter(EcsFormatter):
+    """Lines that are logged while a request is handled tell which."""
+
+    def format_to_ecs(self, record: logging.LogRecord) -> dict[str, Any]:
+        line = super().format_to_ecs(record)
+        if has_request_context() and (describe := g.get("describe_request")) is not None:
+            line |= describe()
+        return line
 
 
 class RequestLog:

@@ -34,6 +34,7 @@ from app.api.http_metrics import LATENCY_BUCKETS_S
 from app.api.logs import configure_logging, log_the_end
 from app.api.metrics import EventMetrics, ResilienceMetrics, ServingMetrics
 from app.api.overload import Overload
+from app.api.request_log import RequestFormatter
 from app.api.saturation import SaturationMetrics
 from app.api.worker_metrics import metrics_folder
 from app.bootstrap.keeper import KEYS_INTERVAL_S
@@ -265,7 +266,7 @@ def _finish_erasures(forget_user: ForgetUser) -> None:
 def web() -> Flask:
     """The application of one gunicorn worker. Call it after the fork."""
     settings = load_settings()
-    configure_logging(settings.log_level, "web")
+    configure_logging(settings.log_level, "web", make_formatter=RequestFormatter)
     warn_unless_compiled()
     gevent.get_hub().print_exception = lambda context, *ended: log_the_end(*ended)
     wait_cooperatively(settings.database_timeout_ms / 1_000)

@@ -6,14 +6,15 @@ from dataclasses import asdict, fields
 from itertools import groupby
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.capacity.costs import read_costs
 from app.capacity.sheet import number
-from app.capacity.sizing import Capacity, Limit, size
 from app.capacity.target import Target
+
+if TYPE_CHECKING:
+    from app.capacity.sizing import Capacity, Limit
 
 COSTS = Path("build/bench/summary.json")
 _DEFAULT: dict[str, Any] = {field.name: field.default for field in fields(Target)}
@@ -83,6 +84,9 @@ def capacity(
 ) -> None:
     """Compute what a load takes: web pods, projectors, Redis, PostgreSQL and Kafka, with the arithmetic."""
     given = locals()  # options are named as the target's fields
+    from app.capacity.costs import read_costs
+    from app.capacity.sizing import size
+
     target = Target(
         **{
             **{name: given[name] for name in _DEFAULT},
@@ -99,7 +103,7 @@ def capacity(
             typer.echo(line)
 
 
-def _as_object(target: Target, answer: Capacity, installations: int) -> dict[str, Any]:
+def _as_object(target: Target, answer: "Capacity", installations: int) -> dict[str, Any]:
     return {
         "target": asdict(target),
         "installations": installations,
@@ -110,7 +114,7 @@ def _as_object(target: Target, answer: Capacity, installations: int) -> dict[str
     }
 
 
-def _as_text(answer: Capacity, installations: int) -> Iterator[str]:
+def _as_text(answer: "Capacity", installations: int) -> Iterator[str]:
     if installations > 1:
         yield f"one of {installations} installations"
     width = max(len(step.name) for step in answer.steps)
@@ -125,6 +129,6 @@ def _as_text(answer: Capacity, installations: int) -> Iterator[str]:
         yield f"too much for one installation: divide the users among {installations * answer.installations}"
 
 
-def _judged(limit: Limit) -> str:
+def _judged(limit: "Limit") -> str:
     verdict = "holds" if limit.holds else "TOO MUCH"
     return f"{number(limit.wanted)} of {number(limit.most)} {limit.unit}: {verdict}"

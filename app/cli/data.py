@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from app.cli.console import console, errors
 from app.domain.errors import StoreUnavailable
@@ -121,6 +120,8 @@ def forget_user(user_id: Annotated[str, typer.Argument(help="Whom to forget.")])
 @contextmanager
 def progress(noun: str) -> Iterator:
     """A line that counts; call the yielded function with the count so far."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=errors, transient=True, disable=not errors.is_terminal) as bar:
         task = bar.add_task(f"0 {noun}")

@@ -14,7 +14,6 @@ from app.adapters.signals import set_when_told_to_end
 from app.api.logs import configure_logging
 from app.cli.console import console
 from app.domain.errors import ConfigurationError, PropositionsError, StoreUnavailable
-from app.features.slots import ALL_SLOTS
 from app.settings import Settings, load_settings
 
 STANDBY_S = 1.0
@@ -90,6 +89,7 @@ def project(
 def rebuild_features() -> None:
     """Replay all events from scratch into new feature tables, then swap them in."""
     from app.bootstrap.projector import build_projector, prepare_projector_process
+    from app.features.slots import ALL_SLOTS
 
     prepare_projector_process()
     config = load_settings()

@@ -63,6 +63,14 @@ def test_promoting_a_model_needs_neither_feast_nor_xgboost():
     assert done.stdout.strip() == "set()"
 
 
+def test_a_command_starts_without_what_only_others_need():
+    program = "import sys, app.cli; print({'app.features', 'flask', 'rich.progress', 'sqlalchemy'} & set(sys.modules))"
+
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "set()"
+
+
 def test_a_web_worker_starts_without_what_takes_seconds_to_import():
     program = (
         "import sys, app.bootstrap.web;"

@@ -12,9 +12,8 @@ from flask_openapi import OpenAPI
 from gunicorn.config import Config
 from gunicorn.util import load_class
 
-from app.api.logs import EcsFormatter
 from app.api.problems import register_error_handlers
-from app.api.request_log import RatedLines, log_requests
+from app.api.request_log import RatedLines, RequestFormatter, log_requests
 from app.api.suggest import suggest_routes
 from app.domain.budget import TimeBudget
 from app.domain.errors import StoreUnavailable
@@ -34,7 +33,7 @@ def make_client(caplog, capsys):
     caplog.set_level(logging.INFO)
     # What pytest makes of lines is no concern here.
     handler = logging.StreamHandler(_Stdout())
-    handler.setFormatter(EcsFormatter("web"))
+    handler.setFormatter(RequestFormatter("web"))
     logging.getLogger("app").addHandler(handler)
 
     def make(chance=random.Random(7).random, **settings):

@@ -33,6 +33,9 @@ OF_CANDIDATE = (EntityName.PROPOSITION, EntityName.CONTEXT_PROPOSITION)
 # So many at a time take about as long as a request.
 PREPARED_AT_ONCE = 512
 
+# Told, after each step of a work, how many seconds of the processor it took, and how many steps are left.
+Pace = Callable[[float, int], None]
+
 
 class Scoring(Protocol):
     """A way to evaluate a model on blocks of columns, each once.
@@ -209,18 +212,18 @@ class Scorer:
             matrix[:, columns_of(self._spec, [view])] = pairs
         return matrix
 
-    def prepare_as(self, other: "Scorer", pace: Callable[[float], None]) -> None:
+    def prepare_as(self, other: "Scorer", pace: Pace) -> None:
         """Computes the parts of the candidates that `other` was asked for lately, or all that it has of a context in which
-        these are much of the catalog.
-
-        `pace` is told after every few of them how many seconds of the processor that took.
-        """
+        these are much of the catalog."""
         if other.model is self.model and other.snapshot.traits is self.snapshot.traits:
             self._affinity = other._affinity
-        for context_key, theirs in list(other._contexts.items()):
+        contexts = list(other._contexts.items())
+        steps_left = sum(_step_count(len(theirs)) for _, theirs in contexts)
+        for context_key, theirs in contexts:
+            steps_left -= _step_count(len(theirs))
             positions, idle_renewals = theirs.wanted()
             key, parts = self._parts_of(context_key, len(positions) + PREPARED_AT_ONCE)
-            for few in _paced_steps(len(positions), pace):
+            for few in _paced_steps(len(positions), pace, steps_left):
                 block = self._candidate_block(key, positions[few])
                 if other.model is self.model:
                     computed = self._scoring.renewed(theirs.of(positions[few]), block)
@@ -230,7 +233,7 @@ class Scorer:
                 parts.set_idle(positions[few], idle_renewals[few])
         self._shrink()
 
-    def complete(self, pace: Callable[[float], None], is_over: Callable[[], bool]) -> None:
+    def complete(self, pace: Pace, is_over: Callable[[], bool]) -> None:
         """Computes the parts of all candidates for contexts in which much of the catalog was asked for, as far as there
         is memory, the one asked last first. Begins with none when it `is_over`: they are left to the next call.
 
@@ -339,12 +342,16 @@ class Scorer:
         return np.concatenate(blocks, axis=1)
 
 
-def _paced_steps(count: int, pace: Callable[[float], None]) -> Iterator[slice]:
-    """Steps of PREPARED_AT_ONCE through `count`; after each, `pace` is told how long the processor was busy with it."""
+def _paced_steps(count: int, pace: Pace, steps_behind: int = 0) -> Iterator[slice]:
+    """Steps of PREPARED_AT_ONCE through `count`, behind which as many of other work follow."""
     for first in range(0, count, PREPARED_AT_ONCE):
-        began_s = time.thread_time()
-        yield slice(first, first + PREPARED_AT_ONCE)
-        pace(time.thread_time() - began_s)
+        began_s, last = time.thread_time(), first + PREPARED_AT_ONCE
+        yield slice(first, last)
+        pace(time.thread_time() - began_s, _step_count(max(count - last, 0)) + steps_behind)
+
+
+def _step_count(count: int) -> int:
+    return -(-count // PREPARED_AT_ONCE)
 
 
 def history_of(view: ViewSchema, catalog: Catalog, online: OnlineFeatures) -> History:

@@ -38,8 +38,8 @@ class RankingSettings(BaseModel):
     candidate_features_max_age_s: float = Field(
         5.0,
         gt=0,
-        description="Seconds for which the counters of candidates count as they were; six times as long while no "
-        "event changes them and they only decay.",
+        description="Seconds for which the counters of candidates may lack an event. Where there was none they only "
+        "decay, and are at most six times as old.",
     )
     scorer_memory_mb: int = Field(
         256, ge=1, description="Memory per worker for what scoring knows of candidates in each context."

@@ -113,24 +113,6 @@ def test_a_renewal_computes_masks_only_where_a_value_came_past_a_threshold(spec,
     assert computed == [1]
 
 
-@pytest.mark.parametrize(("max_age_s", "may_sleep"), [(5.0, True), (0.0, False)])
-def test_a_renewal_leaves_the_processor_to_requests_while_there_is_time(
-    spec, taken, booster, max_age_s, may_sleep
-):
-    naps_s: list[float] = []
-    forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
-    model = Trees(spec, booster, forest)
-    current = CurrentScorer(max_age_s, max_bytes=1 << 20, sleep=naps_s.append)
-    online = OnlineFeatures(READER.read({}, 2, NOON), ())
-    for context in (HERE, "elsewhere"):
-        current.get(model, taken, NOW_S).score(context, np.array([1, 2]), taken.catalog, online, NOW_S)
-
-    current.renew(model, taken, NOW_S + 20)
-
-    assert len(naps_s) == (2 if may_sleep else 0)  # one after each context
-    assert all(nap_s > 0 for nap_s in naps_s)
-
-
 def test_what_was_not_asked_for_again_is_forgotten(spec, taken, booster):
     forest = Forest.from_xgboost(orjson.loads(booster.save_raw("json")))
     model, current = Trees(spec, booster, forest), CurrentScorer(max_age_s=5.0, max_bytes=1 << 20)
@@ -284,7 +266,7 @@ def asked_for_half(spec, taken, booster):
 def test_what_loses_its_place_while_it_is_prepared_stays_forgotten(asked_for_half):
     scorer, _ = asked_for_half
 
-    scorer.complete(lambda _: scorer._contexts.clear(), is_over=lambda: False)
+    scorer.complete(lambda *_: scorer._contexts.clear(), is_over=lambda: False)
 
     assert not scorer._contexts
 
@@ -293,7 +275,7 @@ def test_requests_are_answered_from_what_is_there_while_the_rest_is_prepared(ask
     scorer, online = asked_for_half
     later, scores = np.arange(12, 20), []
 
-    def request_comes(_):
+    def request_comes(*_):
         scores.append(scorer.score(HERE, later, taken.catalog, online, NOW_S))
 
     scorer.complete(request_comes, is_over=lambda: False)
@@ -310,7 +292,7 @@ def test_preparing_keeps_within_memory_that_requests_take_meanwhile(asked_for_ha
     half_bytes, whole_bytes = scorer._contexts[HERE].size_bytes, scorer._contexts[HERE].completed_bytes
     scorer._max_bytes = 2 * whole_bytes
 
-    def another_context_comes(_):
+    def another_context_comes(*_):
         taken.contexts.numbers["new"] = taken.contexts.numbers[HERE]
         scorer.score("new", np.arange(3), taken.catalog, online, NOW_S)
 
@@ -323,7 +305,8 @@ def test_preparing_keeps_within_memory_that_requests_take_meanwhile(asked_for_ha
 
 def test_preparing_ends_with_the_context_under_way_when_another_scorer_serves(asked_for_half, taken):
     scorer, _ = asked_for_half
-    current = CurrentScorer(max_age_s=5.0, max_bytes=1 << 20, sleep=lambda _: current.adopt(None))
+    another = Scorer(scorer.model, taken, NOW_S, 1 << 20)
+    current = CurrentScorer(max_age_s=5.0, max_bytes=1 << 20, sleep=lambda _: current.adopt(another))
     current.adopt(scorer)
 
     current.renew(scorer.model, taken, NOW_S + 1)
@@ -371,20 +354,3 @@ def test_a_scorer_of_another_model_can_be_made_ready_beforehand(spec, taken, boo
             HERE, np.array([1, 2]), taken.catalog, online, NOW_S + 1
         ),
     )
-
-
-def test_a_promotion_during_a_renewal_keeps_its_scorer(spec, taken, booster):
-    old, promoted = Trees(spec, booster, None), Trees(spec, booster, None, version="m2")
-    ready = Scorer(promoted, taken, NOW_S + 20, 1)
-
-    class PromotedWhileRenewing(CurrentScorer):
-        def prepared(self, model, snapshot, now_s):
-            self.adopt(ready)
-            return Scorer(model, snapshot, now_s, 1)
-
-    current = PromotedWhileRenewing(max_age_s=5.0, max_bytes=1)
-    current.get(old, taken, NOW_S).was_asked = True
-
-    current.renew(old, taken, NOW_S + 20)
-
-    assert current.get(promoted, taken, NOW_S + 20) is ready

@@ -1,0 +1,163 @@
+"""When candidates' parts are computed anew, and how that is spread over time."""
+
+import numpy as np
+import orjson
+import pytest
+
+from app.features.forest import Forest
+from app.features.snapshot import SnapshotChanges
+from app.serving import current_scorer, scoring
+from app.serving.current_scorer import QUIET_FACTOR, RENEWAL_SHARE, CurrentScorer
+from app.serving.online import OnlineFeatures
+from app.serving.scoring import Scorer
+from tests.builders import NOON
+from tests.unit.scoring.world import HERE, NOW_S, READER, Trees
+from tests.unit.test_ranking import counters
+
+MAX_AGE_S = 5.0
+QUIET_S = QUIET_FACTOR * MAX_AGE_S
+
+
+@pytest.fixture
+def model(spec, booster):
+    return Trees(spec, booster, Forest.from_xgboost(orjson.loads(booster.save_raw("json"))))
+
+
+@pytest.fixture
+def counted(taken):
+    """The same propositions after an event."""
+    return taken.with_changes(SnapshotChanges(performance={"p1": counters(1_000, 900)}))
+
+
+class Naps:
+    """A clock on which only sleeping takes time. `on_nap` is called after each."""
+
+    def __init__(self):
+        self.now_s = 100.0
+        self.taken_s: list[float] = []
+        self.on_nap = lambda: None
+
+    def sleep(self, seconds):
+        self.now_s += seconds
+        self.taken_s.append(seconds)
+        self.on_nap()
+
+    def current_scorer(self, max_age_s=MAX_AGE_S):
+        return CurrentScorer(max_age_s, 1 << 20, self.sleep, lambda: self.now_s)
+
+
+def ask(current, model, taken, positions=(1, 2), contexts=(HERE, "elsewhere")):
+    scorer = current.get(model, taken, NOW_S)
+    for context in contexts:
+        online = OnlineFeatures(READER.read({}, 2, NOON), ())
+        scorer.score(context, np.array(positions), taken.catalog, online, NOW_S)
+    return scorer
+
+
+def test_what_was_prepared_in_a_quiet_time_is_not_lost_with_the_first_event(model, taken, counted):
+    current = CurrentScorer(MAX_AGE_S, 1 << 20)
+    scorer = ask(current, model, taken)
+    quiet_until_s = NOW_S + 2 * MAX_AGE_S
+    assert current.get(model, taken, quiet_until_s) is scorer
+
+    assert current.get(model, counted, quiet_until_s + 1.0) is scorer
+    current.renew(model, counted, quiet_until_s + 1.5)
+
+    fresh = current.get(model, counted, quiet_until_s + 2.0)
+    assert fresh is not scorer and fresh.snapshot is counted
+    assert not len(fresh._contexts[HERE].missing(np.array([1, 2])))
+
+
+def test_what_lacks_news_for_too_long_serves_no_more(model, taken, counted):
+    current = CurrentScorer(MAX_AGE_S, 1 << 20)
+    scorer = ask(current, model, taken)
+    current.get(model, taken, NOW_S + 10.0)
+
+    assert current.get(model, counted, NOW_S + 10.0 + MAX_AGE_S) is scorer
+    assert current.get(model, counted, NOW_S + 10.1 + MAX_AGE_S) is not scorer
+
+
+def test_a_renewal_sees_that_there_was_no_news_where_no_request_does(model, taken, counted):
+    current = CurrentScorer(MAX_AGE_S, 1 << 20, sleep=lambda _: None)
+    scorer = ask(current, model, taken)
+    current.renew(model, taken, NOW_S + 10.0)
+
+    assert current.get(model, counted, NOW_S + 10.0 + MAX_AGE_S) is scorer
+
+
+def test_news_from_while_a_renewal_was_under_way_count_from_its_beginning(model, taken, counted):
+    current = CurrentScorer(MAX_AGE_S, 1 << 20)
+    ask(current, model, taken)
+    current.renew(model, taken, NOW_S + QUIET_S)
+    fresh = current._scorer
+
+    assert current.get(model, counted, NOW_S + QUIET_S + MAX_AGE_S) is fresh
+    assert current.get(model, counted, NOW_S + QUIET_S + MAX_AGE_S + 0.1) is not fresh
+
+
+def test_a_promotion_during_a_renewal_keeps_its_scorer(spec, model, taken, booster):
+    promoted = Trees(spec, booster, None, version="m2")
+    ready, naps = Scorer(promoted, taken, NOW_S + QUIET_S, 1), Naps()
+    current = naps.current_scorer()
+    naps.on_nap = lambda: current.adopt(ready)
+    ask(current, model, taken)
+
+    current.renew(model, taken, NOW_S + QUIET_S)
+
+    assert naps.taken_s and current.get(promoted, taken, NOW_S + QUIET_S) is ready
+
+
+@pytest.mark.parametrize(("max_age_s", "may_sleep"), [(MAX_AGE_S, True), (0.0, False)])
+def test_a_renewal_leaves_the_processor_to_requests_while_there_is_time(model, taken, max_age_s, may_sleep):
+    naps = Naps()
+    current = naps.current_scorer(max_age_s)
+    ask(current, model, taken)
+
+    current.renew(model, taken, NOW_S + QUIET_S)
+
+    assert len(naps.taken_s) == (2 if may_sleep else 0)  # one after each context
+    assert all(nap_s > 0 for nap_s in naps.taken_s)
+
+
+def test_a_renewal_is_spread_evenly_and_ends_in_time(model, taken, monkeypatch):
+    monkeypatch.setattr(scoring, "PREPARED_AT_ONCE", 2)
+    monkeypatch.setattr(current_scorer, "RENEWAL_DUTY", 1e-12)  # it would sleep for ever
+    naps = Naps()
+    current = naps.current_scorer()
+    ask(current, model, taken, positions=range(7))
+
+    current.renew(model, taken, NOW_S + QUIET_S)
+
+    steps = 2 * 4
+    assert naps.taken_s == pytest.approx([RENEWAL_SHARE * QUIET_S / (steps - 1)] * (steps - 1))
+
+
+def test_a_renewal_hurries_when_there_is_news(model, taken, counted, monkeypatch):
+    monkeypatch.setattr(scoring, "PREPARED_AT_ONCE", 1)
+    monkeypatch.setattr(current_scorer, "RENEWAL_DUTY", 1e-12)
+    naps = Naps()
+    naps.on_nap = lambda: current.get(model, counted, NOW_S + QUIET_S - 1)  # as a request does
+    current = naps.current_scorer()
+    ask(current, model, taken, positions=range(7))
+
+    current.renew(model, taken, NOW_S + QUIET_S - 1)
+
+    first_s, *others_s = naps.taken_s
+    assert first_s == pytest.approx(RENEWAL_SHARE * QUIET_S / 13)
+    assert sum(others_s) == pytest.approx(RENEWAL_SHARE * MAX_AGE_S)
+
+
+def test_a_step_is_followed_by_a_rest_in_proportion(model, taken, monkeypatch):
+    worked_s = iter(range(100))
+    monkeypatch.setattr(scoring.time, "thread_time", lambda: next(worked_s))
+    naps = Naps()
+    current = naps.current_scorer(max_age_s=1e6)
+    ask(current, model, taken)
+
+    current.renew(model, taken, NOW_S + 6e6)
+    of_renewal = list(naps.taken_s)
+    naps.taken_s.clear()
+    current.prepared(model, taken, NOW_S)
+
+    assert of_renewal == pytest.approx([1 / current_scorer.RENEWAL_DUTY - 1] * 2)
+    assert naps.taken_s == pytest.approx([1 / current_scorer.PREPARING_DUTY - 1] * 2)

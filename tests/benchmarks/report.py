@@ -142,7 +142,10 @@ def summarize_materialization(measured: Mapping[str, Any]) -> dict[str, float]:
 
 
 def summarize_promotions(result: PromotionResult) -> dict[str, float | None]:
-    return {"promotion_bad_requests": result.bad_requests}
+    return {
+        "promotion_bad_requests": result.bad_requests,
+        "steady_bad_requests": result.steady_bad_requests,
+    }
 
 
 def machine() -> dict[str, Any]:

@@ -23,11 +23,12 @@ def promotions(tmp_path_factory):
 def test_requests_are_answered_without_errors_while_models_change(promotions):
     summary, results = promotions
 
-    outcome = results["promotion"]["outcome"]
-    assert set(summary) == {"promotion_bad_requests"}
-    assert outcome["errors"] == 0 and outcome["answers"] == outcome["due"] > 0
-    assert outcome["statuses"].keys() == {"200"}
-    assert set(outcome["models"]) == {"trees-100", "trees-100-other"}
+    assert set(summary) == {"promotion_bad_requests", "steady_bad_requests"}
+    changing, steady = (results["promotion"][name] for name in ("outcome", "steady"))
+    for outcome in (changing, steady):
+        assert outcome["errors"] == 0 and outcome["answers"] == outcome["due"] > 0
+        assert outcome["statuses"].keys() == {"200"}
+    assert set(changing["models"]) == {"trees-100", "trees-100-other"}
 
 
 def test_the_models_have_exactly_the_stated_size_and_read_every_kind_of_feature(promotions):

@@ -41,9 +41,6 @@ class ContextParts:
         self._idle_renewals = np.empty(0, np.uint8)  # since a slot was asked for
         self._count = 0
 
-    def __len__(self) -> int:
-        return self._count
-
     @property
     def size_bytes(self) -> int:
         return (

@@ -2,8 +2,8 @@
 
 A row of the model's matrix has columns of the request (user and context), of the user and a category,
 of the candidate (its own and those of its context), and of the user and the candidate (what it has in common with the
-user's history). The candidates' parts are kept for a few seconds, since
-counters change and decay; before that time is over they are computed anew, beside the requests.
+user's history). The candidates' parts are kept for a while, since
+counters change and decay; before it is over they are computed anew, beside the requests.
 """
 
 import time
@@ -214,14 +214,13 @@ class Scorer:
 
     def prepare_as(self, other: "Scorer", pace: Pace) -> None:
         """Computes the parts of the candidates that `other` was asked for lately, or all that it has of a context in which
-        these are much of the catalog."""
+        these are much of the catalog. What `other` is asked for from now on is not among them."""
         if other.model is self.model and other.snapshot.traits is self.snapshot.traits:
             self._affinity = other._affinity
-        contexts = list(other._contexts.items())
-        steps_left = sum(_step_count(len(theirs)) for _, theirs in contexts)
-        for context_key, theirs in contexts:
-            steps_left -= _step_count(len(theirs))
-            positions, idle_renewals = theirs.wanted()
+        wanted = [(key, theirs, *theirs.wanted()) for key, theirs in list(other._contexts.items())]
+        steps_left = sum(_step_count(len(positions)) for *_, positions, _ in wanted)
+        for context_key, theirs, positions, idle_renewals in wanted:
+            steps_left -= _step_count(len(positions))
             key, parts = self._parts_of(context_key, len(positions) + PREPARED_AT_ONCE)
             for few in _paced_steps(len(positions), pace, steps_left):
                 block = self._candidate_block(key, positions[few])

@@ -98,10 +98,12 @@ class CurrentScorer:
         return self._prepared_as(self._serving, model, snapshot, now_s, pace)
 
     def adopt(self, scorer: Scorer) -> None:
-        """Has requests use it from now on. What the one before was seen to have since this one was begun, it has as well."""
-        before = self._serving
-        seen_at_s = scorer.as_of_s if before is None else max(before.up_to_date_at_s, scorer.as_of_s)
-        self._serving = _Serving(scorer, seen_at_s)
+        """Has requests use it from now on. What the one before with the same counters was seen to have since this one was
+        begun, it has as well."""
+        before, up_to_date_at_s = self._serving, scorer.as_of_s
+        if before is not None and scorer.has_counters_of(before.scorer.snapshot):
+            up_to_date_at_s = max(before.up_to_date_at_s, scorer.as_of_s)
+        self._serving = _Serving(scorer, up_to_date_at_s)
 
     def _is_too_old(self, serving: _Serving, snapshot: Snapshot, now_s: float) -> bool:
         serving.look(snapshot, now_s)

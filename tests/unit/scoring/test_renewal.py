@@ -129,6 +129,22 @@ def test_what_a_renewal_began_with_is_as_old_as_its_beginning(model, taken, coun
     assert current.get(model, later, NOW_S + 2 * MAX_AGE_S + 0.1) is not fresh
 
 
+def test_another_model_that_was_prepared_before_an_event_lacks_it_for_no_longer(
+    spec, model, taken, counted, booster
+):
+    promoted = Trees(spec, booster, None, version="m2")
+    current = CurrentScorer(MAX_AGE_S, 1 << 20)
+    ask(current, model, taken)
+    prepared = current.prepared(promoted, taken, NOW_S + 1.0)
+    current.renew(model, counted, NOW_S + 3.0)  # under way at the same time, and done first
+    current.get(model, counted, NOW_S + 5.0)
+
+    current.adopt(prepared)
+
+    assert current.get(promoted, counted, NOW_S + 1.0 + MAX_AGE_S) is prepared
+    assert current.get(promoted, counted, NOW_S + 1.1 + MAX_AGE_S) is not prepared
+
+
 def test_when_the_clock_is_set_back_news_are_not_waited_for_longer(model, taken, counted):
     current = CurrentScorer(MAX_AGE_S, 1 << 20)
     scorer = ask(current, model, taken)

@@ -318,15 +318,16 @@ def test_metrics_are_the_sum_of_all_workers(stack):
 def test_logs_are_one_json_object_a_line_with_id_route_status_and_duration(stack):
     _, headers, _ = stack.ask("/suggest", {"limit": 0})
 
-    def lines():
-        text = (stack.folder / "serve.log").read_text()
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-
-    wait_until(lambda: any(_request_id(line) == headers["X-Request-Id"] for line in lines()))
-    (line,) = [line for line in lines() if _request_id(line) == headers["X-Request-Id"]]
+    wait_until(lambda: any(_request_id(line) == headers["X-Request-Id"] for line in log_lines(stack)))
+    (line,) = [line for line in log_lines(stack) if _request_id(line) == headers["X-Request-Id"]]
     assert line["http"]["route"] == "/suggest"
     assert line["http"]["response"]["status_code"] == 422
     assert line["event"]["duration"] > 0
+
+
+def log_lines(stack) -> list[dict]:
+    text = (stack.folder / "serve.log").read_text()
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
 
 
 def _request_id(line: dict) -> str | None:
@@ -356,10 +357,14 @@ def test_with_postgres_killed_slates_still_come_and_events_are_spooled_until_it_
 
     slates = [stack.suggest(user_id, limit=10) for user_id in USERS[:50]]
     places = {log_click(stack) for _ in range(20)}
+    status, headers, _ = stack.ask("/users/nobody", method="DELETE")
 
     assert all(len(slate["propositions"]) == 10 for slate in slates)
     assert {(slate["strategy"], slate["degradation_level"]) for slate in slates} == {("model", 0)}
     assert places == {"spool"}
+    assert status == 503
+    warnings = [line for line in log_lines(stack) if line["message"].startswith("a store is down")]
+    assert headers["X-Request-Id"] in {_request_id(line) for line in warnings}
     stack.servers.up(die_with_parent=True)
     wait_until(lambda: log_click(stack) == "postgres")
 

@@ -9,6 +9,7 @@ from openapi_spec_validator import validate
 
 from app.api.access import AREAS, UNAUTHORIZED
 from app.api.logs import configure_logging
+from app.api.request_log import RequestFormatter
 from app.domain.access import Scope
 from app.domain.errors import ConfigurationError
 from app.settings import load_settings
@@ -276,7 +277,7 @@ def everything_is_logged(capsys, monkeypatch):
     root = logging.getLogger()
     monkeypatch.setattr(root, "handlers", [])
     before = root.level
-    configure_logging("DEBUG")
+    configure_logging("DEBUG", "web", make_formatter=RequestFormatter)
     yield
     root.setLevel(before)
 

@@ -5,6 +5,7 @@ import logging
 import random
 import runpy
 from datetime import UTC
+from pkgutil import resolve_name
 
 import pytest
 from flask import g
@@ -227,6 +228,13 @@ def test_an_outage_fills_no_disk_and_every_request_of_it_is_counted():
     ]
     assert counts == [(0, 1)] * 2 + [(1, 1)] * 3 + [(1, 7)] + [(3, 1)] * 3
     assert sum(line["transaction"]["representative_count"] for line in told) == 2 * 15
+
+
+def test_what_a_worker_logs_before_its_application_is_there_has_the_form_of_the_rest(monkeypatch):
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "")
+    formatter = runpy.run_module("app.api.gunicorn_conf")["logconfig_dict"]["formatters"]["lines"]
+
+    assert resolve_name(formatter["()"]) is RequestFormatter and formatter["role"] == "web"
 
 
 def test_gunicorn_puts_no_line_of_a_request_together(monkeypatch):

@@ -3,8 +3,8 @@
 A small share of the decisions is logged with the rows of the model's matrix (`DECISION_FEATURES_SHARE`). Here the same
 rows are made again by the joins of training, as of the moment at which serving read them, and compared.
 
-Serving may lag behind by design, which is no skew. The candidates' own columns are kept for up to
-`CANDIDATE_FEATURES_MAX_AGE_S` (six times that while nothing happens): the decision says as of when they are, and they are
+Serving may lag behind by design, which is no skew. The candidates' own columns lack events for up to
+`CANDIDATE_FEATURES_MAX_AGE_S`, and are kept for six times that while nothing happens: the decision says as of when they are, and they are
 compared as of then. Events of the last seconds before that may not have got through the projector and into the snapshot
 of the catalog: a value that is right without some of the events of that time is counted as lagging, apart from mismatches.
 """
